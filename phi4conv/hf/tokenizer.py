@@ -1,0 +1,421 @@
+"""tokenizer.json as a Vocabulary, held against the tokenizers library that defines what the file means.
+
+Only byte-level BPE is converted. What kind of tokenizer a folder holds is read off tokenizer.json and never off
+tokenizer_class, which names whatever program saved the folder last. What GGUF cannot express is refused with the
+name of the field; what is odd but convertible becomes a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gguf import TokenType
+
+from phi4conv.errors import CheckpointError, Problem
+from phi4conv.hf.chat_template import is_there, read_chat_templates
+from phi4conv.hf.json_file import listed, read_json_object, shortened
+from phi4conv.hf.pre_tokenizer import pre_tokenizer_name
+from phi4conv.vocab import SpecialIds, Vocabulary, byte_alphabet, pad_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_MAP_FILE = "special_tokens_map.json"
+
+# The Hub's parser of GGUF headers gives up on longer arrays, and an id costs a row of [PADn] up to it.
+MAX_TOKENS = 1_000_000
+
+# End-of-turn tokens of Phi-4, Phi-4-mini and Llama 3 style fine-tunes, in order of preference.
+END_OF_TURN = ("<|im_end|>", "<|end|>", "<|eot_id|>")
+
+# A token that Phi-4 has and no other family: its regex is cl100k's, whatever the file says.
+PHI4_SEPARATOR = "<|im_sep|>"
+
+DOWNLOAD_AGAIN = "download tokenizer.json again, or save it again from a tokenizer that works"
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The tokens of a tokenizer.json. types has an entry for every id up to the largest; added is added_tokens."""
+
+    texts: Mapping[int, str]
+    ids: Mapping[str, int]
+    types: tuple[TokenType, ...]
+    added: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class VocabularyReading:
+    """A vocabulary and what the user should know about the files that it came from."""
+
+    vocabulary: Vocabulary
+    warnings: tuple[str, ...]
+
+
+def read_vocabulary(folder: Path, config_ids: Mapping[str, int | None]) -> VocabularyReading:
+    """Read the tokenizer of a model folder.
+
+    config_ids are the special ids of config.json by role ("bos", "eos", "pad"), used where the tokenizer's own
+    files name no token.
+
+    Raises:
+        CheckpointError: tokenizer.json is missing, broken, contradicts itself or the tokenizers library, or is of
+            a kind that GGUF cannot express.
+    """
+    path = find_tokenizer(folder)
+    data = read_json_object(path)
+    where = str(path)
+    model = byte_level_model(data, where)
+    settings, special_map = (optional_json(folder / name) for name in (CONFIG_FILE, SPECIAL_MAP_FILE))
+    pre = pre_tokenizer_name(data.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")), where=where)
+
+    tokens = read_tokens(model["vocab"], added_tokens(data, where), where)
+    merges = read_merges(model.get("merges"), model["vocab"], where)
+    tokenizer = load_tokenizer(path)
+    compare_with_library(tokens.ids, tokenizer, where)
+
+    sources = {CONFIG_FILE: settings, SPECIAL_MAP_FILE: special_map}
+    special, warnings = special_ids(tokens, sources, config_ids, str(folder))
+    add_bos, add_eos = added_ends(tokenizer, special, where)
+    warnings += token_warnings(tokens, merges, settings)
+    warnings += flag_warnings(settings, {"add_bos_token": add_bos, "add_eos_token": add_eos})
+    if pre == "gpt-2" and PHI4_SEPARATOR in tokens.ids:
+        warnings.append(
+            f"{TOKENIZER_FILE} splits text like GPT-2, yet {PHI4_SEPARATOR!r} says that it is Phi-4's: transformers 5 "
+            "loses the regex when it saves a tokenizer loaded from a folder without config.json; take tokenizer.json "
+            "from the original model"
+        )
+    templates = read_chat_templates(folder, settings)
+    vocabulary = Vocabulary(
+        texts=tuple(tokens.texts.get(token_id, pad_text(token_id)) for token_id in range(len(tokens.types))),
+        types=tokens.types,
+        merges=merges,
+        pre=pre,
+        special=special,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        chat_template=templates.default,
+        named_templates=templates.named,
+    )
+    return VocabularyReading(vocabulary, (*warnings, *templates.warnings))
+
+
+def bad(where: str, what: str, expected: str = "", found: str = "", next_step: str = DOWNLOAD_AGAIN) -> CheckpointError:
+    """The error for a tokenizer file that cannot be converted."""
+    return CheckpointError(Problem(what, where, expected, found, next_step))
+
+
+def find_tokenizer(folder: Path) -> Path:
+    """The folder's tokenizer.json; raises CheckpointError that says what to do when it has only other kinds."""
+    path = folder / TOKENIZER_FILE
+    if is_there(path):
+        return path
+    if is_there(folder / "tokenizer.model"):
+        raise sentencepiece(str(folder / "tokenizer.model"), "tokenizer.model and no tokenizer.json")
+    if is_there(folder / "vocab.json") and is_there(folder / "merges.txt"):
+        raise bad(
+            str(folder),
+            "no tokenizer.json, only vocab.json and merges.txt, which do not say how text is split",
+            next_step="download tokenizer.json of the model; or make it, in a folder that has config.json as well: "
+            'AutoTokenizer.from_pretrained(folder).save_pretrained(folder) with the Python package "transformers"',
+        )
+    raise bad(str(folder), "no tokenizer.json", next_step="download the whole model folder, tokenizer files included")
+
+
+def sentencepiece(where: str, found: str) -> CheckpointError:
+    """The refusal of a SentencePiece vocabulary."""
+    return bad(
+        where,
+        "a SentencePiece vocabulary (Phi-3): not supported yet",
+        expected="byte-level BPE, as Phi-4 and Phi-4-mini have",
+        found=found,
+        next_step="if this is meant to be a Phi-4, take the tokenizer files from the original model",
+    )
+
+
+def optional_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no such file."""
+    return read_json_object(path) if is_there(path) else {}
+
+
+def byte_level_model(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The model of a tokenizer.json that is byte-level BPE; raises CheckpointError for any other."""
+    model = data.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict | list):
+        raise bad(where, "no vocabulary in the file", expected='"model" with a "vocab"')
+    vocab = model["vocab"]
+    signs = {
+        "byte_fallback": model.get("byte_fallback"),
+        "the model type Unigram": model.get("type") == "Unigram",
+        "Metaspace": "Metaspace" in step_types(data),
+        "tokens that start with ▁": isinstance(vocab, dict) and any(text.startswith("▁") for text in vocab),
+    }
+    if any(signs.values()):
+        raise sentencepiece(where, ", ".join(sign for sign, present in signs.items() if present))
+    # Files older than tokenizers 0.9 leave the type out.
+    if model.get("type", "BPE") != "BPE" or not isinstance(vocab, dict):
+        raise bad(where, "not a BPE vocabulary", "model type 'BPE'", shortened(repr(model.get("type"))))
+    normalizer = data.get("normalizer")
+    refused = {
+        "normalizer": None if normalizer == {"type": "Sequence", "normalizers": []} else normalizer,
+        "model.dropout": model.get("dropout"),
+        "model.fuse_unk": model.get("unk_token") and model.get("fuse_unk"),
+        "model.continuing_subword_prefix": model.get("continuing_subword_prefix"),
+        "model.end_of_word_suffix": model.get("end_of_word_suffix"),
+    }
+    for name, value in refused.items():
+        if value:
+            raise bad(where, f"{name} is set, which GGUF cannot express", "null", shortened(repr(value)))
+    if "ByteLevel" not in step_types({"decoder": data.get("decoder")}):
+        raise bad(where, "not byte-level: tokens are not turned back into bytes", "a ByteLevel decoder")
+    if missing := [character for character in byte_alphabet() if character not in vocab]:
+        raise bad(
+            where,
+            "the vocabulary lacks tokens for single bytes, so that some text has no tokens",
+            found=listed(missing),
+        )
+    return model
+
+
+def step_types(data: Mapping[str, Any]) -> set[str]:
+    """The types of normalizers, pre-tokenizers and decoders in a tokenizer.json, those inside a Sequence too."""
+    found = set()
+    for kind, inner in (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers"), ("decoder", "decoders")):
+        step = data.get(kind)
+        if isinstance(step, dict):
+            parts = step.get(inner) if step.get("type") == "Sequence" else [step]
+            found |= {str(part.get("type")) for part in parts or [] if isinstance(part, dict)}
+    return found
+
+
+def added_tokens(data: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The entries of added_tokens, each with a text and an id."""
+    added = data.get("added_tokens") or []
+    if not isinstance(added, list):
+        raise bad(where, "added_tokens is not a list", found=shortened(repr(added)))
+    for entry in added:
+        if not isinstance(entry, dict) or not isinstance(entry.get("content"), str) or "id" not in entry:
+            raise bad(where, "an added token without text or id", '{"id": ..., "content": ...}', shortened(repr(entry)))
+    return added
+
+
+def read_tokens(vocab: Mapping[str, Any], added: Sequence[Mapping[str, Any]], where: str) -> TokenTable:
+    """The vocabulary and the added tokens together.
+
+    An added token may repeat an entry of the vocabulary; any other double use of an id or a text is an error.
+    """
+    texts: dict[int, str] = {}
+    ids: dict[str, int] = {}
+    for text, token_id in [*vocab.items(), *((entry["content"], entry["id"]) for entry in added)]:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < MAX_TOKENS:
+            found = f"{shortened(repr(token_id))} for {shortened(repr(text))}"
+            raise bad(where, "a token with an impossible id", f"a number from 0 to {MAX_TOKENS - 1}", found)
+        if not text or "\0" in text:
+            raise bad(where, "a token that GGUF cannot hold", "text without NUL", f"{text!r} with id {token_id}")
+        if texts.setdefault(token_id, text) != text:
+            found = f"{shortened(repr(texts[token_id]))} and {shortened(repr(text))}"
+            raise bad(where, f"two tokens have the id {token_id}", found=found)
+        if ids.setdefault(text, token_id) != token_id:
+            raise bad(where, f"the token {shortened(repr(text))} has two ids", found=f"{ids[text]} and {token_id}")
+    for token_id in range(max(texts)):
+        if token_id not in texts and pad_text(token_id) in ids:
+            found = f"{pad_text(token_id)!r} with id {ids[pad_text(token_id)]}"
+            raise bad(where, f"a token bears the name that llama.cpp gives to the unused id {token_id}", found=found)
+    return TokenTable(texts, ids, token_types(texts, added), added)
+
+
+def token_types(texts: Mapping[int, str], added: Iterable[Mapping[str, Any]]) -> tuple[TokenType, ...]:
+    """The type of every id up to the largest, by the rules of llama.cpp's get_vocab_base (conversion/base.py)."""
+    types = [TokenType.NORMAL if token_id in texts else TokenType.UNUSED for token_id in range(max(texts) + 1)]
+    for entry in added:
+        control = entry.get("special") or looks_special(entry["content"])
+        types[entry["id"]] = TokenType.CONTROL if control else TokenType.USER_DEFINED
+    return tuple(types)
+
+
+def looks_special(text: str) -> bool:
+    """Whether llama.cpp takes an added token for a control token by its looks (does_token_look_special).
+
+    >>> looks_special("<|im_end|>"), looks_special("<think>")
+    (True, False)
+    """
+    brackets = (("<|", "|>"), ("<\uff5c", "\uff5c>"), ("<unused", ">"))  # the second pair is DeepSeek's
+    if any(text.startswith(start) and text.endswith(end) for start, end in brackets):
+        return True
+    return text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+
+
+def read_merges(merges: Any, vocab: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The merges as "a b" in rank order, from either spelling: "a b" strings or, since transformers 4.45, ["a", "b"].
+
+    Raises:
+        CheckpointError: The list is empty or mixes spellings, a merge occurs twice (tokenizers keeps the last rank,
+            llama.cpp the first), or a part or product of a merge is not in the vocabulary.
+    """
+    if not isinstance(merges, list) or not merges:
+        raise bad(where, "no merges: the vocabulary would only tokenize single bytes", "model.merges, a list")
+    if len({type(merge) for merge in merges}) > 1:
+        raise bad(where, "merges in two spellings", 'all "a b", or all ["a", "b"]')
+    lines: dict[str, None] = {}
+    for rank, merge in enumerate(merges):
+        # tokenizers passes over a header that merges.txt files start with.
+        if isinstance(merge, str) and merge.startswith("#version"):
+            continue
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
+            raise bad(where, f"merge {rank} is not a pair of tokens", found=shortened(repr(merge)))
+        for text in (*parts, "".join(parts)):
+            if text not in vocab:
+                found = f"{shortened(repr(text))} from the merge {shortened(repr(merge))}"
+                raise bad(where, f"merge {rank} needs a token that is not in the vocabulary", found=found)
+        # The space between the parts is the separator, so one inside a part is written as its byte character.
+        line = " ".join(part.replace(" ", "Ġ") for part in parts)
+        if line in lines:
+            raise bad(where, f"merge {rank} occurs twice", found=shortened(repr(merge)))
+        lines[line] = None
+    return tuple(lines)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The file as the tokenizers library understands it; its refusal becomes a CheckpointError."""
+    from tokenizers import Tokenizer  # noqa: PLC0415  # imported here for the start-up time of everything else
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        raise bad(str(path), "the tokenizers library cannot read the file", found=shortened(str(error))) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def compare_with_library(ids: Mapping[str, int], tokenizer: Tokenizer, where: str) -> None:
+    """Raise CheckpointError unless the library gives every token the id that the file gives it.
+
+    The library numbers an added token anew when its id does not follow on from the vocabulary.
+    """
+    library = tokenizer.get_vocab(with_added_tokens=True)
+    if library == ids:
+        return
+    texts = sorted(text for text in library.keys() | ids.keys() if library.get(text) != ids.get(text))
+    raise bad(
+        where,
+        f"{len(texts):,} token ids in the file are not the ones that the tokenizers library uses",
+        expected=f"{ids.get(texts[0], 'no id')} for {shortened(repr(texts[0]))}, as the file says",
+        found=f"{library.get(texts[0], 'no id')}",
+    )
+
+
+def token_warnings(tokens: TokenTable, merges: Iterable[str], settings: Mapping[str, Any]) -> Iterator[str]:
+    """What converts, but is odd about the tokens."""
+    if unused := [token_id for token_id, kind in enumerate(tokens.types) if kind == TokenType.UNUSED]:
+        yield f"{len(unused):,} ids have no token and become {pad_text(unused[0])!r} and so on, of type UNUSED"
+    reachable = {merge.replace(" ", "", 1) for merge in merges} | set(byte_alphabet())
+    normal = [text for token_id, text in tokens.texts.items() if tokens.types[token_id] == TokenType.NORMAL]
+    if lost := [text for text in normal if text not in reachable]:
+        yield f"no merge makes the tokens {listed(lost)}, so no text is ever tokenized to them: are merges missing?"
+    if words := [entry["content"] for entry in tokens.added if entry.get("single_word")]:
+        yield f"the added tokens {listed(words)} are single_word: llama.cpp will find them inside words too"
+    decoder = settings.get("added_tokens_decoder")
+    entries = decoder.items() if isinstance(decoder, dict) else ()
+    configured = {(token_id, str(entry.get("content"))) for token_id, entry in entries if isinstance(entry, dict)}
+    if other := configured - {(str(token_id), text) for token_id, text in tokens.texts.items()}:
+        names = listed(text for _, text in sorted(other))
+        yield f"{CONFIG_FILE} gives the added tokens {names} ids that {TOKENIZER_FILE} does not"
+
+
+def special_ids(
+    tokens: TokenTable,
+    sources: Mapping[str, Mapping[str, Any]],
+    config_ids: Mapping[str, int | None],
+    where: str,
+) -> tuple[SpecialIds, list[str]]:
+    """The special ids, from the first of the sources (JSON objects by file name) that names a token, then config.json.
+
+    With them comes a warning for each name that cannot be resolved and each file that was not followed. Raises
+    CheckpointError when nothing names an eos token.
+    """
+    ids = tokens.ids
+    warnings = []
+    known = set(ids.values())
+    found: dict[str, int] = {}
+    for role in (field.name for field in fields(SpecialIds) if field.name != "eot"):
+        candidates: dict[str, int] = {}
+        for file, content in sources.items():
+            text = token_text(content.get(f"{role}_token"))
+            if text and text in ids:
+                candidates[file] = ids[text]
+            elif text:
+                warnings.append(f"{file}: {role}_token {shortened(repr(text))} is not in the vocabulary")
+        config_id = config_ids.get(role)
+        if config_id in known:
+            candidates["config.json"] = config_id
+        elif config_id is not None:
+            warnings.append(f"config.json: {role}_token_id {config_id} is not the id of a token")
+        if candidates:
+            chosen, found[role] = next(iter(candidates.items()))
+            warnings += [
+                f"{role} is token {found[role]} in {chosen}, which is used, but token {token_id} in {file}"
+                for file, token_id in candidates.items()
+                if token_id != found[role]
+            ]
+    if "eos" not in found:
+        raise bad(
+            where,
+            "no end-of-text token: llama.cpp would take token 11, a comma",
+            expected=f"eos_token in {CONFIG_FILE} or {SPECIAL_MAP_FILE}, or eos_token_id in config.json",
+            next_step=f"add eos_token to {CONFIG_FILE}; Phi-4's is {END_OF_TURN[0]!r}",
+        )
+    if "bos" not in found:
+        found["bos"] = ids.get("<|endoftext|>", found["eos"])
+        warnings.append(f"no file names a bos token: {found['bos']} is used, since llama.cpp would take 11, a comma")
+    control = [ids[text] for text in END_OF_TURN if text in ids and tokens.types[ids[text]] == TokenType.CONTROL]
+    # Always set: without it llama.cpp takes the first text of a list that it meets in an unordered map, and Phi-4
+    # has two of them, <|im_end|> and <|endoftext|>.
+    return SpecialIds(eot=control[0] if control else found["eos"], **found), warnings
+
+
+def token_text(entry: Any) -> str | None:
+    """The text of a token in a configuration file: a string, or an object with its content."""
+    if isinstance(entry, dict):
+        entry = entry.get("content")
+    return entry if isinstance(entry, str) and entry else None
+
+
+def added_ends(tokenizer: Tokenizer, special: SpecialIds, where: str) -> tuple[bool, bool]:
+    """Whether the tokenizer itself puts bos before and eos behind a text, found by trying.
+
+    Raises CheckpointError when it adds anything else, for which GGUF has no key.
+    """
+    text = "Hello world"
+    plain = tokenizer.encode(text, add_special_tokens=False).ids
+    whole = tokenizer.encode(text, add_special_tokens=True).ids
+    for add_bos in (False, True):
+        for add_eos in (False, True):
+            if [special.bos] * add_bos + plain + [special.eos] * add_eos == whole:
+                return add_bos, add_eos
+    raise bad(
+        where,
+        "the post_processor adds tokens that GGUF cannot express",
+        expected=f"nothing, bos {special.bos} in front or eos {special.eos} behind {plain}",
+        found=str(whole),
+        next_step="remove post_processor from tokenizer.json, or name its tokens as bos_token and eos_token",
+    )
+
+
+def flag_warnings(settings: Mapping[str, Any], behaviour: Mapping[str, bool]) -> Iterator[str]:
+    """Where tokenizer_config.json says otherwise than the tokenizer does; transformers 5 ignores it, too."""
+    for key, does in behaviour.items():
+        says = settings.get(key)
+        if isinstance(says, bool) and says != does:
+            yield f"{CONFIG_FILE} says {key} {json_word(says)}, but the tokenizer does otherwise and wins"
+
+
+def json_word(flag: bool) -> str:
+    """How JSON writes a flag."""
+    return "true" if flag else "false"

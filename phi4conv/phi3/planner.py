@@ -1,0 +1,197 @@
+"""Makes the plan: configuration, vocabulary, name table and types brought together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf.constants import GGMLQuantizationType
+
+from phi4conv.errors import CheckpointError, ConversionError, Problem
+from phi4conv.hf.checkpoint import Checkpoint
+from phi4conv.hf.config import Phi3Config, read_config
+from phi4conv.hf.model_card import read_model_card
+from phi4conv.hf.tokenizer import read_vocabulary
+from phi4conv.phi3.metadata import metadata_pairs, safe_name
+from phi4conv.phi3.tensors import check_tensors, gguf_tensors, left_out
+from phi4conv.plan import ConversionPlan, TensorPlan
+from phi4conv.quant.mix import FILE_TYPES, FileType, TypeRules, is_quantizable, matches
+from phi4conv.rows import RowSource
+from phi4conv.vocab import Vocabulary
+
+# Only Phi-4 has this special token; by it a checkpoint saved as a Llama is told from a real Llama.
+PHI4_MARK = "<|im_sep|>"
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """What the user may choose.
+
+    Attributes:
+        file_type: A name of quant.mix.FILE_TYPES; None for the checkpoint's own type.
+        overrides: Pairs of a pattern over GGUF tensor names and a type; the first match decides.
+        token_embedding: The type of token_embd.weight.
+        output: The type of output.weight.
+        name: general.name, instead of what the model card or the folder says.
+        metadata_file: A JSON file of GGUF keys that override the model card's.
+        vocab_only: Write metadata and vocabulary, and no tensors.
+        allow_non_finite: Write NaN, Inf and weights beyond the type's range as they come.
+    """
+
+    file_type: str | None = None
+    overrides: tuple[tuple[str, GGMLQuantizationType], ...] = ()
+    token_embedding: GGMLQuantizationType | None = None
+    output: GGMLQuantizationType | None = None
+    name: str | None = None
+    metadata_file: Path | None = None
+    vocab_only: bool = False
+    allow_non_finite: bool = False
+
+
+def plan(folder: Path, options: ConversionOptions) -> ConversionPlan:
+    """Read everything but the weights of the checkpoint in folder and decide the whole file.
+
+    Raises:
+        CheckpointError: The folder holds no checkpoint that can be converted.
+        ConversionError: The options cannot be met.
+    """
+    check_folder(folder)
+    config = read_config(folder)
+    reading = read_vocabulary(folder, config.special_ids)
+    check_family(config, reading.vocabulary, folder)
+    inputs = metadata_inputs(folder, options)
+    tensors: tuple[TensorPlan, ...] = ()
+    sources: Mapping[str, RowSource] = {}
+    if options.vocab_only:
+        file_type = FILE_TYPES[options.file_type or "F16"]
+    else:
+        checkpoint = Checkpoint.open(folder)
+        inputs += checkpoint.files
+        sources = checkpoint.tensors
+        file_type = FILE_TYPES[options.file_type or checkpoint.dtype]
+        check_tensors(config, sources)
+        tensors = plan_tensors(config, sources, file_type, options)
+    vocabulary = reading.vocabulary.padded(config.vocab_size)
+    card, renamed = named_card(folder, options, sum(tensor.weight_count for tensor in tensors))
+    return ConversionPlan(
+        file_type=file_type.name,
+        metadata=tuple(metadata_pairs(config, vocabulary, card, file_type)),
+        tensors=tensors,
+        source_names=tuple(sources),
+        left_out=left_out(config, sources),
+        inputs=inputs,
+        warnings=(*reading.warnings, *renamed),
+    )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is no model folder, in the words that help most.
+
+    Raises:
+        CheckpointError: The folder is missing, a file, or only an adapter.
+    """
+    if not folder.exists():
+        raise CheckpointError(
+            Problem("no such model folder", where=str(folder), next_step="check the path; download the model first")
+        )
+    if not folder.is_dir():
+        raise CheckpointError(
+            Problem("not a folder", where=str(folder), expected="a Hugging Face model folder with config.json")
+        )
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise CheckpointError(
+            Problem(
+                "an adapter is not a model",
+                where=str(folder / "adapter_config.json"),
+                next_step="merge it into its base model (merge_and_unload), save that and convert it",
+            )
+        )
+
+
+def check_family(config: Phi3Config, vocabulary: Vocabulary, folder: Path) -> None:
+    """Refuse a Llama that is not Phi-4 under another name.
+
+    Raises:
+        CheckpointError: The vocabulary is not Phi-4's.
+    """
+    if config.is_llamafied and PHI4_MARK not in vocabulary.ids:
+        raise CheckpointError(
+            Problem(
+                "this LlamaForCausalLM is not Phi-4",
+                where=str(folder),
+                expected=f"Phi-4's vocabulary, with the token {PHI4_MARK}",
+                found=f"{len(vocabulary):,} tokens without it",
+                next_step="convert Llama models with llama.cpp's own converter",
+            )
+        )
+
+
+def metadata_inputs(folder: Path, options: ConversionOptions) -> tuple[Path, ...]:
+    """The files beside the weights that a conversion reads, which the output must not be."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".jinja", ".md", ".model", ".txt")]
+    return (*files, options.metadata_file) if options.metadata_file else tuple(files)
+
+
+def plan_tensors(
+    config: Phi3Config, sources: Mapping[str, RowSource], file_type: FileType, options: ConversionOptions
+) -> tuple[TensorPlan, ...]:
+    """Every tensor with its type.
+
+    Raises:
+        ConversionError: An override is no regular expression or matches no tensor.
+    """
+    rules = TypeRules(
+        file_type, options.overrides, options.token_embedding, options.output, tied=config.tied_embeddings
+    )
+    compile_patterns(options)
+    tensors = []
+    for name, source in gguf_tensors(config, sources):
+        choice = rules.choose(name, source.shape)
+        tensors.append(TensorPlan(name, source, source.shape, choice.qtype, choice.reason))
+    check_overrides(options, tensors)
+    return tuple(tensors)
+
+
+def compile_patterns(options: ConversionOptions) -> None:
+    """Refuse a --tensor-type that is no regular expression.
+
+    Raises:
+        ConversionError: With what is wrong with it.
+    """
+    for pattern, qtype in options.overrides:
+        try:
+            re.compile(pattern.lower())
+        except re.error as error:
+            where = f"--tensor-type {pattern}={qtype.name}"
+            raise ConversionError(Problem("not a regular expression", where=where, found=str(error))) from error
+
+
+def check_overrides(options: ConversionOptions, tensors: list[TensorPlan]) -> None:
+    """Refuse a --tensor-type that changes nothing, for a typing mistake should not pass in silence.
+
+    Raises:
+        ConversionError: A pattern matches no matrix.
+    """
+    names = [tensor.name for tensor in tensors if is_quantizable(tensor.name, tensor.shape)]
+    for pattern, qtype in options.overrides:
+        if not any(matches(pattern, name) for name in names):
+            raise ConversionError(
+                Problem(
+                    "the pattern matches no tensor that may have another type",
+                    where=f"--tensor-type {pattern}={qtype.name}",
+                    expected=f"a part of a GGUF name such as {names[-1]}",
+                    next_step="see the names with --dry-run",
+                )
+            )
+
+
+def named_card(folder: Path, options: ConversionOptions, weight_count: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The model card with a safe name, and a warning when the name had to change."""
+    card = read_model_card(
+        folder, parameter_count=weight_count, name=options.name, overrides=options.metadata_file
+    )
+    name, warning = safe_name(str(card["name"]), asked_for=options.name is not None)
+    return card | {"name": name}, (warning,) if warning else ()

@@ -1,0 +1,102 @@
+"""RowSource: the one way weights are read, whatever holds them.
+
+A tensor is seen as rows along its last axis: a matrix (17920, 5120) is 17920 rows of 5120 weights, a
+norm (5120,) is one row of 5120. Sources are plain picklable values, so that a chunk of work can be
+sent to another thread or process.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+import numpy as np
+
+from phi4conv.arrays import Floats
+
+
+class RowSource(Protocol):
+    """Weights on demand."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The source tensors that the rows come from, in order; empty for constants."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape in numpy order: the last axis is the row."""
+
+    def rows(self, start: int, stop: int) -> Floats:
+        """Rows start to stop as float32 (stop - start, width), exact for every 16-bit source."""
+
+
+def row_count(shape: Sequence[int]) -> int:
+    """How many rows a tensor of this shape has.
+
+    >>> row_count((17920, 5120)), row_count((5120,))
+    (17920, 1)
+    """
+    return math.prod(shape[:-1])
+
+
+def locate(source: RowSource, row: int) -> tuple[str, int]:
+    """The source tensor that holds a row, and the row's number there."""
+    for part in source.parts if isinstance(source, StackedRows) else (source,):
+        count = row_count(part.shape)
+        if row < count:
+            return ", ".join(part.names), row
+        row -= count
+    raise IndexError(f"no row {row} in {source.names}")
+
+
+@dataclass(frozen=True)
+class StackedRows:
+    """Several matrices of one width, one below the other (q, k, v into qkv; gate, up into gate_up)."""
+
+    parts: tuple[RowSource, ...]
+
+    def __post_init__(self) -> None:
+        widths = {part.shape[-1] for part in self.parts}
+        if len(widths) != 1 or any(len(part.shape) != 2 for part in self.parts):
+            raise ValueError(f"cannot stack shapes {[part.shape for part in self.parts]}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for part in self.parts for name in part.names)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.shape[0] for part in self.parts), self.parts[0].shape[1])
+
+    def rows(self, start: int, stop: int) -> Floats:
+        ends = list(accumulate(part.shape[0] for part in self.parts))
+        pieces = []
+        while start < stop:
+            index = bisect_right(ends, start)
+            offset = ends[index] - self.parts[index].shape[0]
+            end = min(stop, ends[index])
+            pieces.append(self.parts[index].rows(start - offset, end - offset))
+            start = end
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+@dataclass(frozen=True)
+class ConstantRow:
+    """A short vector that comes from the configuration, such as the LongRoPE factors."""
+
+    values: tuple[float, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.values),)
+
+    def rows(self, start: int, stop: int) -> Floats:
+        return np.array([self.values], dtype=np.float32)[start:stop]
