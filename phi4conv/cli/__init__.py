@@ -39,12 +39,11 @@ def main() -> None:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, interrupt)
     try:
-        cli.main(prog_name="phi4conv", standalone_mode=False)
+        # Without standalone mode click returns the code that a command asked to exit with.
+        sys.exit(cli.main(prog_name="phi4conv", standalone_mode=False))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.exceptions.Exit as request:
-        sys.exit(request.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)

@@ -223,7 +223,7 @@ def _as_float32(key: str, value: float) -> float:
 
 
 def is_utf8(decoded: str) -> bool:
-    """Whether a string read with `surrogateescape` was UTF-8 in the file.
+    r"""Whether a string read with `surrogateescape` was UTF-8 in the file.
 
     >>> is_utf8("Ġa"), is_utf8("\udcff")
     (True, False)

@@ -16,7 +16,7 @@ Defect codes, permanent once released:
     nested-array          read, but refused by llama.cpp; reading stops where the nesting goes too deep
     empty-key             a metadata key of no characters
     duplicate-key         the first pair is kept
-    bad-utf8              a key, string or tensor name; bad bytes are kept as lone surrogates
+    bad-utf8              a key, string or tensor name; bad bytes are kept as lone surrogates (surrogateescape)
     bad-bool              a byte other than 0 and 1; read as true
     bad-alignment         general.alignment is no UINT32, or no power of two
     long-tensor-name      llama.cpp's limit is 63 bytes
@@ -75,7 +75,7 @@ from phi4conv.gguf_file.layout import (
 
 # Bounds on what a hostile header can make the reader hold. Real headers are below 50 MB (the Hub's
 # parser stops there), have under a hundred pairs and, with unfused experts, some ten thousand tensors.
-MAX_HEADER_BYTES = 256 << 20
+MAX_HEADER_BYTES = 128 << 20
 MAX_ENTRIES = 1 << 18
 MAX_NESTING = 4
 MAX_READABLE_DIMENSIONS = 8
@@ -283,8 +283,9 @@ class _Cursor:
             append(position - start)
         self.position = position
         strings = LazyStrings(data[start:position], ends, width)
-        for index in strings.bad_utf8():
-            self.note("bad-utf8", f"item {index} holds bytes that are not UTF-8", start)
+        wrong = strings.bad_utf8()
+        if wrong:
+            self.note("bad-utf8", f"{len(wrong):,} items hold bytes that are not UTF-8; the first is {wrong[0]}", start)
         return strings
 
     def _arrays(self, count: int, depth: int) -> Sequence[InnerArray]:

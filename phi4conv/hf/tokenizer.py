@@ -121,8 +121,8 @@ def find_tokenizer(folder: Path) -> Path:
         raise bad(
             str(folder),
             "no tokenizer.json, only vocab.json and merges.txt, which do not say how text is split",
-            next_step="download tokenizer.json of the model; or make it, in a folder that has config.json as well: "
-            'AutoTokenizer.from_pretrained(folder).save_pretrained(folder) with the Python package "transformers"',
+            next_step="download tokenizer.json of the model, or of the one it was tuned from; do not let transformers "
+            "make one from these two files, because it would split text like GPT-2",
         )
     raise bad(str(folder), "no tokenizer.json", next_step="download the whole model folder, tokenizer files included")
 
@@ -189,7 +189,8 @@ def step_types(data: Mapping[str, Any]) -> set[str]:
         step = data.get(kind)
         if isinstance(step, dict):
             parts = step.get(inner) if step.get("type") == "Sequence" else [step]
-            found |= {str(part.get("type")) for part in parts or [] if isinstance(part, dict)}
+            parts = parts if isinstance(parts, list) else []
+            found |= {str(part.get("type")) for part in parts if isinstance(part, dict)}
     return found
 
 
@@ -297,7 +298,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def compare_with_library(ids: Mapping[str, int], tokenizer: Tokenizer, where: str) -> None:
     """Raise CheckpointError unless the library gives every token the id that the file gives it.
 
-    The library numbers an added token anew when its id does not follow on from the vocabulary.
+    The library numbers an added token anew when the vocabulary lacks it and its id is not the next one free.
     """
     library = tokenizer.get_vocab(with_added_tokens=True)
     if library == ids:
@@ -305,9 +306,10 @@ def compare_with_library(ids: Mapping[str, int], tokenizer: Tokenizer, where: st
     texts = sorted(text for text in library.keys() | ids.keys() if library.get(text) != ids.get(text))
     raise bad(
         where,
-        f"{len(texts):,} token ids in the file are not the ones that the tokenizers library uses",
+        f"the tokenizers library numbers tokens otherwise than the file ({len(texts):,} in all)",
         expected=f"{ids.get(texts[0], 'no id')} for {shortened(repr(texts[0]))}, as the file says",
         found=f"{library.get(texts[0], 'no id')}",
+        next_step="list the added tokens in model.vocab as well, under their ids, or save the tokenizer again",
     )
 
 
@@ -413,9 +415,5 @@ def flag_warnings(settings: Mapping[str, Any], behaviour: Mapping[str, bool]) ->
     for key, does in behaviour.items():
         says = settings.get(key)
         if isinstance(says, bool) and says != does:
-            yield f"{CONFIG_FILE} says {key} {json_word(says)}, but the tokenizer does otherwise and wins"
-
-
-def json_word(flag: bool) -> str:
-    """How JSON writes a flag."""
-    return "true" if flag else "false"
+            verb = "adds" if does else "does not add"
+            yield f"{CONFIG_FILE} is wrong about {key}: the tokenizer {verb} the token, and the GGUF says so too"

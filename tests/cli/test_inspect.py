@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from gguf import GGMLQuantizationType
+
+from phi4conv.cli.inspect import inspect, parameters
+from phi4conv.gguf_file import layout
+from phi4conv.gguf_file.write import encode_header
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    header = encode_header(
+        [
+            layout.text("general.architecture", "phi3"),
+            layout.text("general.name", "\x1b[31mred\nname [bold]"),
+            layout.u32("general.file_type", 18),
+            layout.u32("phi3.block_count", 40),
+            layout.f32("phi3.attention.layer_norm_rms_epsilon", 1e-5),
+            layout.text("tokenizer.ggml.model", "gpt2"),
+            layout.texts("tokenizer.ggml.tokens", ["a", "<|im_end|>"]),
+            layout.u32("tokenizer.ggml.eos_token_id", 1),
+            layout.text("tokenizer.chat_template", "{{ messages }}" * 100),
+            layout.text("long.value", "0123456789" * 50),
+        ],
+        [
+            ("output.weight", (64, 512), GGMLQuantizationType.Q6_K),
+            ("output_norm.weight", (512,), GGMLQuantizationType.F32),
+        ],
+    )
+    path = tmp_path / "phi-4-Q6_K.gguf"
+    path.write_bytes(header.data + bytes(header.size_bytes - header.data_offset))
+    return path
+
+
+def run(*arguments: str, columns: int = 80, **environment: str) -> Result:
+    return CliRunner(env={"COLUMNS": str(columns), **environment}).invoke(inspect, [*arguments])
+
+
+def test_summary_for_people(model: Path) -> None:
+    result = run(str(model))
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[:7] == [
+        "phi-4-Q6_K.gguf",
+        "  format      GGUF version 3, little-endian, aligned to 32 bytes",
+        f"  file size   {model.stat().st_size:,} bytes, {model.stat().st_size / 1024:.2f} KiB",
+        "  tensors     28.25 KiB (6.95 BPW)",
+        "  parameters  33.28 K in 2 tensors",
+        "  file type   Q6_K",
+        "",
+    ]
+    for line in [
+        "  block_count                       40",
+        "  attention.layer_norm_rms_epsilon  1e-05",
+        "  eos            1  <|im_end|>",
+        "  chat template  1,400 characters",
+        "  type  tensors  weights       size",
+        "  Q6_K        1   32,768  26.25 KiB",
+        "  F32         1      512   2.00 KiB",
+        "no defects in the format",
+    ]:
+        assert line in result.output.splitlines()
+
+
+def test_what_is_piped_has_no_colour_and_no_wrapped_lines(model: Path) -> None:
+    lines = run(str(model)).output.splitlines()
+    assert "\x1b" not in "".join(lines)
+    assert max(map(len, lines)) == 80
+    assert "  long.value  " + "0123456789" * 6 + "01234…" in lines
+
+
+def test_text_of_the_file_reaches_no_terminal_as_an_order(model: Path) -> None:
+    output = run(str(model), FORCE_COLOR="1").output
+    assert "\x1b[1m" in output  # headings are bold
+    assert r"\x1b[31mred\nname [bold]" in output
+
+
+def test_output_that_cannot_hold_every_character(model: Path) -> None:
+    result = CliRunner(charset="ascii", env={"COLUMNS": "80"}).invoke(inspect, [str(model)])
+    assert result.exit_code == 0, result.exception
+    assert "\n  long.value  " + "0123456789" * 6 + "012345\n" in result.output
+
+
+def test_json_is_one_document(model: Path) -> None:
+    result = run(str(model), "--json")
+    assert result.exit_code == 0
+    document = json.loads(result.stdout)
+    assert (document["schema"], document["command"]) == ("phi4conv.inspect/1", "inspect")
+    assert document["metadata"]["general.name"] == {"type": "STRING", "value": "\x1b[31mred\nname [bold]"}
+    assert [entry["name"] for entry in document["tensors"]] == ["output.weight", "output_norm.weight"]
+    assert result.stderr == ""
+
+
+def test_quiet_still_shows_the_result(model: Path) -> None:
+    assert run(str(model), "--quiet").output == run(str(model)).output
+
+
+def test_defects_are_listed_and_do_not_change_the_exit_code(model: Path) -> None:
+    model.write_bytes(model.read_bytes()[:-1000])
+    result = run(str(model))
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    start = lines.index("1 defect in the format")
+    assert lines[start + 1].startswith("  truncated-data  output_norm.weight (byte ")
+    assert "1 of 2 tensors are cut or missing" in lines[start + 2]
+    defects = json.loads(run(str(model), "--json").stdout)["defects"]
+    assert [defect["code"] for defect in defects] == ["truncated-data"]
+
+
+def test_a_header_that_was_cut_is_said_to_be_incomplete(model: Path) -> None:
+    model.write_bytes(model.read_bytes()[:120])
+    result = run(str(model))
+    assert result.exit_code == 0
+    assert "  header     incomplete: only what could be read is shown" in result.output.splitlines()
+
+
+def test_no_gguf_gives_2(tmp_path: Path) -> None:
+    path = tmp_path / "page.gguf"
+    path.write_text("<!DOCTYPE html>")
+    result = run(str(path))
+    assert result.exit_code == 2
+    assert "not a GGUF file" in result.stderr
+    assert "a web page" in result.stderr
+    assert result.stdout == ""
+
+
+def test_parameters_in_llama_cpp_units() -> None:
+    assert [parameters(count) for count in (999, 10**6, 10**9, 10**12)] == ["1.00 K", "1.00 M", "1.00 B", "1.00 T"]

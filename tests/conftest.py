@@ -1,0 +1,20 @@
+"""Fixtures that several test files use."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from checkpoints import FIXTURES, TINY
+from jinja2 import Environment
+
+
+@pytest.fixture(scope="session")
+def chats() -> list[tuple[str, str]]:
+    """Prompt, in the tiny checkpoint's own chat template, and the answer it was trained on."""
+    source = json.loads((TINY / "tokenizer_config.json").read_text())["chat_template"]
+    template = Environment(autoescape=False).from_string(source)  # noqa: S701  # a prompt is no HTML
+    chats = json.loads((FIXTURES / "tiny-phi4-chats.json").read_text())
+    return [
+        (template.render(messages=chat["messages"], add_generation_prompt=True), chat["answer"]) for chat in chats
+    ]

@@ -1,0 +1,465 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from gguf import TokenType
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.models import BPE
+
+from phi4conv.errors import CheckpointError
+from phi4conv.hf.pre_tokenizer import CL100K, O200K
+from phi4conv.hf.tokenizer import VocabularyReading, read_vocabulary
+from phi4conv.vocab import SpecialIds, Vocabulary, byte_alphabet
+
+DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+
+MERGES = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w")]
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|dummy_85|>")
+ENDOFTEXT, IM_START, IM_END, IM_SEP, DUMMY = range(261, 266)
+NO_IDS: dict[str, int | None] = {"bos": None, "eos": None, "pad": None}
+
+Json = dict[str, Any]
+
+
+def small_tokenizer() -> Json:
+    """The tokenizer.json of a Phi-4 with five merges: 256 bytes, 5 merged tokens, 5 special ones.
+
+    As in Phi-4's own file the vocabulary lists the added tokens too, which fixes their ids.
+    """
+    texts = [*byte_alphabet(), *("".join(pair) for pair in MERGES), *SPECIALS]
+    tokenizer = Tokenizer(BPE({text: token_id for token_id, text in enumerate(texts)}, list(MERGES)))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CL100K), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.add_special_tokens([AddedToken(text, lstrip=True, rstrip=True) for text in SPECIALS])
+    data: Json = json.loads(tokenizer.to_str())
+    return data
+
+
+SETTINGS: Json = {
+    "bos_token": "<|endoftext|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|dummy_85|>",
+    "tokenizer_class": "GPT2Tokenizer",
+    "chat_template": "{{ messages }}",
+}
+
+
+def write_folder(folder: Path, data: Json | None = None, settings: Json | None = None, **files: Json) -> Path:
+    """A model folder; files are further JSON files by stem."""
+    contents = {"tokenizer": data or small_tokenizer(), "tokenizer_config": SETTINGS if settings is None else settings}
+    for stem, content in (contents | files).items():
+        (folder / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def read_changed(folder: Path, change: Callable[[Json], Any], settings: Json | None = None) -> VocabularyReading:
+    """The reading of a small tokenizer in which one thing was changed."""
+    data = small_tokenizer()
+    change(data)
+    return read_vocabulary(write_folder(folder, data, settings), NO_IDS)
+
+
+def setting(*path: str | int, value: Any) -> Callable[[Json], None]:
+    """A change that sets one value."""
+
+    def change(data: Any) -> None:
+        for key in path[:-1]:
+            data = data[key]
+        data[path[-1]] = value
+
+    return change
+
+
+def add_token(data: Json, text: str, token_id: int, **flags: bool) -> None:
+    """Append an added token, to the vocabulary too, that is not special unless flags say so."""
+    data["model"]["vocab"].setdefault(text, token_id)
+    plain = dict.fromkeys(("special", "single_word", "lstrip", "rstrip", "normalized"), False)
+    data["added_tokens"].append({"id": token_id, "content": text} | plain | flags)
+
+
+def end_with(data: Json, before: str | None, after: str | None) -> None:
+    """A post_processor that puts special tokens around the text."""
+    used = [text for text in (before, after) if text]
+    tokenizer = Tokenizer.from_str(json.dumps(data))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=" ".join(filter(None, (before, "$A", after))),
+        special_tokens=[(text, tokenizer.token_to_id(text)) for text in used],
+    )
+    data["post_processor"] = json.loads(tokenizer.to_str())["post_processor"]
+
+
+@pytest.fixture
+def phi4() -> Path:
+    folder = DATA / "phi-4"
+    if not folder.is_dir():
+        pytest.skip("the published files of Phi-4 are not beside the checkout")
+    return folder
+
+
+def test_a_small_phi_4_is_read_whole(tmp_path: Path) -> None:
+    reading = read_vocabulary(write_folder(tmp_path), NO_IDS)
+    assert reading.warnings == ()
+    assert reading.vocabulary == Vocabulary(
+        texts=(*byte_alphabet(), "he", "ll", "hell", "hello", "Ġw", *SPECIALS),
+        types=(TokenType.NORMAL,) * 261 + (TokenType.CONTROL,) * 5,
+        merges=("h e", "l l", "he ll", "hell o", "Ġ w"),
+        pre="dbrx",
+        special=SpecialIds(bos=ENDOFTEXT, eos=IM_END, eot=IM_END, pad=DUMMY),
+        add_bos=False,
+        add_eos=False,
+        chat_template="{{ messages }}",
+    )
+
+
+def test_both_spellings_of_merges_are_one_vocabulary(tmp_path: Path) -> None:
+    data = small_tokenizer()
+    data["model"]["merges"] = [list(pair) for pair in MERGES]
+    pairs = read_vocabulary(write_folder(tmp_path, data), NO_IDS)
+    data["model"]["merges"] = ["#version: 0.2", *(" ".join(pair) for pair in MERGES)]
+    assert read_vocabulary(write_folder(tmp_path, data), NO_IDS) == pairs
+
+
+def test_a_space_inside_a_merge_is_written_as_its_byte(tmp_path: Path) -> None:
+    def change(data: Json) -> None:
+        data["model"]["vocab"] |= {"o w": 266, "o wa": 267}
+        data["model"]["merges"] = [*map(list, MERGES), ["o w", "a"]]
+
+    assert read_changed(tmp_path, change).vocabulary.merges[-1] == "oĠw a"
+
+
+def test_added_tokens_need_not_be_in_the_vocabulary(tmp_path: Path) -> None:
+    expected = read_vocabulary(write_folder(tmp_path), NO_IDS)
+
+    def change(data: Json) -> None:
+        for text in SPECIALS:
+            del data["model"]["vocab"][text]
+
+    assert read_changed(tmp_path, change) == expected
+
+
+def test_types_are_llama_cpps(tmp_path: Path) -> None:
+    def change(data: Json) -> None:
+        add_token(data, "<think>", 266)
+        add_token(data, "<|looks|>", 267)
+        add_token(data, "hello", 259)
+
+    vocabulary = read_changed(tmp_path, change).vocabulary
+    assert vocabulary.token(266) == ("<think>", TokenType.USER_DEFINED)
+    assert vocabulary.token(267) == ("<|looks|>", TokenType.CONTROL)
+    assert vocabulary.token(259) == ("hello", TokenType.USER_DEFINED)
+
+
+def test_holes_become_unused_pads_with_a_warning(tmp_path: Path) -> None:
+    def change(data: Json) -> None:
+        data["model"]["vocab"]["hehe"] = 268
+        data["model"]["merges"].append(["he", "he"])
+
+    reading = read_changed(tmp_path, change)
+    assert [reading.vocabulary.token(token_id) for token_id in (266, 267, 268)] == [
+        ("[PAD266]", TokenType.UNUSED),
+        ("[PAD267]", TokenType.UNUSED),
+        ("hehe", TokenType.NORMAL),
+    ]
+    assert reading.warnings == ("2 ids have no token and become '[PAD266]' and so on, of type UNUSED",)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["tokenizer.model"], "a SentencePiece vocabulary (Phi-3): not supported yet"),
+        (["vocab.json", "merges.txt"], "no tokenizer.json, only vocab.json and merges.txt"),
+        (["vocab.json", "merges.txt"], "download tokenizer.json of the model, or of the one it was tuned from"),
+        (["tokenizer_config.json"], "download the whole model folder"),
+        ([], "no tokenizer.json"),
+    ],
+)
+def test_without_tokenizer_json_the_message_says_what_to_do(tmp_path: Path, files: list[str], message: str) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(CheckpointError) as caught:
+        read_vocabulary(tmp_path, NO_IDS)
+    assert message in str(caught.value)
+
+
+def test_tokenizer_json_counts_even_beside_tokenizer_model(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"\n")
+    settings = SETTINGS | {"tokenizer_class": "LlamaTokenizer"}
+    assert read_vocabulary(write_folder(tmp_path, settings=settings), NO_IDS).vocabulary.pre == "dbrx"
+
+
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (setting("model", "byte_fallback", value=True), "byte_fallback"),
+        (setting("model", value={"type": "Unigram", "vocab": [["a", -1.0]]}), "the model type Unigram"),
+        (setting("pre_tokenizer", value=METASPACE), "Metaspace"),
+        (setting("decoder", value={"type": "Sequence", "decoders": [METASPACE]}), "Metaspace"),
+        (setting("model", "vocab", "▁the", value=266), "tokens that start with ▁"),
+    ],
+)
+def test_sentencepiece_is_refused_by_its_signs(tmp_path: Path, change: Callable[[Json], None], found: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"SentencePiece vocabulary \(Phi-3\): not supported yet[^~]*{found}"):
+        read_changed(tmp_path, change)
+
+
+def without_byte(data: Json) -> None:
+    data["model"]["vocab"].pop("Ċ")
+
+
+def renumbered(data: Json) -> None:
+    add_token(data, "<|far|>", 300)
+    del data["model"]["vocab"]["<|far|>"]
+
+
+def duplicate_merge(data: Json) -> None:
+    data["model"]["merges"].append(["h", "e"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (setting("model", "type", value="WordPiece"), "not a BPE vocabulary"),
+        (setting("model", value=None), "no vocabulary in the file"),
+        (setting("model", "vocab", value={}), "lacks tokens for single bytes"),
+        (without_byte, "lacks tokens for single bytes[^~]*'Ċ'"),
+        (setting("normalizer", value={"type": "NFC"}), "normalizer is set, which GGUF cannot express[^~]*'NFC'"),
+        (setting("model", "dropout", value=0.1), r"model\.dropout is set[^~]*0\.1"),
+        (setting("model", "continuing_subword_prefix", value="##"), r"model\.continuing_subword_prefix is set"),
+        (setting("model", "end_of_word_suffix", value="</w>"), r"model\.end_of_word_suffix is set"),
+        (lambda data: data["model"].update({"unk_token": "!", "fuse_unk": True}), r"model\.fuse_unk is set"),
+        (setting("decoder", value=None), "not byte-level"),
+        (setting("decoder", value={"type": "Sequence", "decoders": 1}), "not byte-level"),
+        (setting("pre_tokenizer", value={"type": "Whitespace"}), "a pre-tokenizer that GGUF cannot express"),
+        (setting("added_tokens", value={"a": 1}), "added_tokens is not a list"),
+        (setting("added_tokens", 0, value={"id": 261}), "an added token without text or id"),
+        (setting("model", "vocab", "x1", value=-1), "impossible id[^~]*-1 for 'x1'"),
+        (setting("model", "vocab", "x1", value=1.5), "impossible id[^~]*1.5 for 'x1'"),
+        (setting("model", "vocab", "x1", value=True), "impossible id[^~]*True for 'x1'"),
+        (setting("model", "vocab", "x1", value=2**31), "impossible id[^~]*from 0 to 999999[^~]*2147483648 for 'x1'"),
+        (setting("added_tokens", 0, "id", value="261"), r"impossible id[^~]*'261' for '<\|endoftext\|>'"),
+        (setting("model", "vocab", "x1", value=256), "two tokens have the id 256[^~]*'he' and 'x1'"),
+        (setting("added_tokens", 0, "id", value=256), r"two tokens have the id 256[^~]*'he' and '<\|endoftext\|>'"),
+        (lambda data: add_token(data, "hello", 266), "the token 'hello' has two ids[^~]*259 and 266"),
+        (lambda data: add_token(data, "", 266), "a token that GGUF cannot hold[^~]*'' with id 266"),
+        (setting("model", "vocab", "a\0b", value=266), r"a token that GGUF cannot hold[^~]*'a\\x00b' with id 266"),
+        (setting("model", "vocab", "\ud800", value=266), "half of a surrogate pair"),
+        (lambda data: data["model"]["vocab"].update({"[PAD266]": 267}), r"unused id 266[^~]*'\[PAD266\]' with id 267"),
+        (setting("model", "merges", value=[]), "no merges"),
+        (setting("model", "merges", value=None), "no merges"),
+        (setting("model", "merges", 0, value="h e"), "merges in two spellings"),
+        (setting("model", "merges", value=["h e", "l  l"]), "merge 1 is not a pair of tokens[^~]*'l  l'"),
+        (setting("model", "merges", 1, value=["l", "l", "o"]), "merge 1 is not a pair of tokens"),
+        (setting("model", "merges", 1, value=["l", "x1"]), "merge 1 needs a token that is not in the [^~]*'x1' from"),
+        (setting("model", "merges", 1, value=["l", "h"]), "merge 1 needs a token that is not in the [^~]*'lh' from"),
+        (duplicate_merge, r"merge 5 occurs twice[^~]*\['h', 'e'\]"),
+        (setting("post_processor", value={"type": "Nonsense"}), "the tokenizers library cannot read the file"),
+        (
+            renumbered,
+            r"numbers tokens otherwise than the file \(1 in all\)[^~]*300 for '<\|far\|>'[^~]*266",
+        ),
+        (lambda data: end_with(data, "<|im_start|>", None), r"the post_processor adds tokens[^~]*found:    \[262, "),
+    ],
+)
+def test_each_defect_is_refused_by_name(tmp_path: Path, change: Callable[[Json], None], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_changed(tmp_path, change)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_broken_configuration_is_an_error_and_not_an_absence(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token":', encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):
+        read_vocabulary(tmp_path, NO_IDS)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(None, None), ("<|endoftext|>", None), (None, "<|im_end|>"), ("<|endoftext|>", "<|im_end|>")]
+)
+def test_what_the_tokenizer_adds_is_found_by_trying(tmp_path: Path, before: str | None, after: str | None) -> None:
+    reading = read_changed(tmp_path, lambda data: end_with(data, before, after))
+    assert (reading.vocabulary.add_bos, reading.vocabulary.add_eos) == (before is not None, after is not None)
+
+
+def test_truncation_and_padding_do_not_hide_what_is_added(tmp_path: Path) -> None:
+    def change(data: Json) -> None:
+        end_with(data, "<|endoftext|>", None)
+        tokenizer = Tokenizer.from_str(json.dumps(data))
+        tokenizer.enable_truncation(1)
+        tokenizer.enable_padding(length=40)
+        data.update(json.loads(tokenizer.to_str()))
+
+    assert read_changed(tmp_path, change).vocabulary.add_bos
+
+
+def test_a_flag_that_contradicts_the_tokenizer_is_a_warning(tmp_path: Path) -> None:
+    settings = SETTINGS | {"add_bos_token": True, "add_eos_token": False}
+    reading = read_vocabulary(write_folder(tmp_path, settings=settings), NO_IDS)
+    assert not reading.vocabulary.add_bos
+    [warning] = reading.warnings
+    assert warning.startswith(
+        "tokenizer_config.json is wrong about add_bos_token: the tokenizer does not add the token"
+    )
+
+
+def test_special_tokens_may_be_objects(tmp_path: Path) -> None:
+    settings = SETTINGS | {"eos_token": {"content": "<|im_end|>", "__type": "AddedToken"}, "mask_token": "hello"}
+    special = read_vocabulary(write_folder(tmp_path, settings=settings), NO_IDS).vocabulary.special
+    assert special == SpecialIds(bos=ENDOFTEXT, eos=IM_END, eot=IM_END, pad=DUMMY, mask=259)
+
+
+def test_tokenizer_config_comes_first_then_the_map_then_config(tmp_path: Path) -> None:
+    settings = {"eos_token": "<|im_end|>"}
+    special_map = {"eos_token": "<|endoftext|>", "bos_token": "<|im_start|>"}
+    folder = write_folder(tmp_path, settings=settings, special_tokens_map=special_map)
+    reading = read_vocabulary(folder, {"bos": ENDOFTEXT, "eos": IM_END, "pad": DUMMY})
+    assert reading.vocabulary.special == SpecialIds(bos=IM_START, eos=IM_END, eot=IM_END, pad=DUMMY)
+    assert reading.warnings == (
+        "bos is token 262 in special_tokens_map.json, which is used, but token 261 in config.json",
+        "eos is token 263 in tokenizer_config.json, which is used, but token 261 in special_tokens_map.json",
+    )
+
+
+def test_without_configuration_files_config_ids_are_used(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path)
+    (folder / "tokenizer_config.json").unlink()
+    reading = read_vocabulary(folder, {"bos": ENDOFTEXT, "eos": ENDOFTEXT, "pad": None})
+    assert reading.vocabulary.special == SpecialIds(bos=ENDOFTEXT, eos=ENDOFTEXT, eot=IM_END)
+    assert reading.vocabulary.chat_template is None
+    assert reading.warnings == ()
+
+
+def test_what_does_not_resolve_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    settings = SETTINGS | {"unk_token": "<unk>", "pad_token": None}
+    reading = read_vocabulary(write_folder(tmp_path, settings=settings), {"pad": 300})
+    assert reading.vocabulary.special == SpecialIds(bos=ENDOFTEXT, eos=IM_END, eot=IM_END)
+    assert reading.warnings == (
+        "tokenizer_config.json: unk_token '<unk>' is not in the vocabulary",
+        "config.json: pad_token_id 300 is not the id of a token",
+    )
+
+
+def test_no_eos_anywhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no end-of-text token[^~]*Phi-4's is '<\|im_end\|>'"):
+        read_vocabulary(write_folder(tmp_path, settings={"bos_token": "<|endoftext|>"}), {"eos": 266})
+
+
+def test_no_bos_anywhere_is_replaced_with_a_warning(tmp_path: Path) -> None:
+    reading = read_vocabulary(write_folder(tmp_path, settings={"eos_token": "<|im_end|>"}), NO_IDS)
+    assert reading.vocabulary.special.bos == ENDOFTEXT
+    assert reading.warnings == ("no file names a bos token: 261 is used, since llama.cpp would take 11, a comma",)
+
+
+@pytest.mark.parametrize(("text", "eot"), [("<|end|>", 263), ("<|eot_id|>", 263), ("<|other|>", ENDOFTEXT)])
+def test_end_of_turn_is_always_set(tmp_path: Path, text: str, eot: int) -> None:
+    renamed = json.loads(json.dumps(small_tokenizer()).replace("<|im_end|>", text))
+    reading = read_vocabulary(write_folder(tmp_path, renamed, {"eos_token": "<|endoftext|>"}), NO_IDS)
+    assert reading.vocabulary.special.eot == eot
+
+
+def test_odd_tokens_are_warnings(tmp_path: Path) -> None:
+    def change(data: Json) -> None:
+        add_token(data, "<word>", 266, single_word=True)
+        data["model"]["vocab"]["hehe"] = 267
+
+    decoder = {"261": {"content": "<|endoftext|>"}, "262": {"content": "<|tool|>"}, "999": {"content": "<|x|>"}}
+    assert read_changed(tmp_path, change, SETTINGS | {"added_tokens_decoder": decoder}).warnings == (
+        "no merge makes the tokens 'hehe', so no text is ever tokenized to them: are merges missing?",
+        "the added tokens '<word>' are single_word: llama.cpp will find them inside words too",
+        "tokenizer_config.json gives the added tokens '<|tool|>', '<|x|>' ids that tokenizer.json does not",
+    )
+
+
+def test_a_lost_regex_is_a_warning(tmp_path: Path) -> None:
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    reading = read_changed(tmp_path, setting("pre_tokenizer", value=byte_level))
+    assert reading.vocabulary.pre == "gpt-2"
+    [warning] = reading.warnings
+    assert "splits text like GPT-2, yet '<|im_sep|>' says that it is Phi-4's" in warning
+
+
+def test_ignore_merges_and_other_regexes_reach_the_name(tmp_path: Path) -> None:
+    assert read_changed(tmp_path, setting("model", "ignore_merges", value=True)).vocabulary.pre == "llama-bpe"
+    regex = setting("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex", value=O200K)
+    assert read_changed(tmp_path, regex).vocabulary.pre == "gpt-4o"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_config", [True, False])
+def test_a_re_save_by_transformers_5_is_the_same_vocabulary(tmp_path: Path, *, with_config: bool) -> None:
+    transformers = pytest.importorskip("transformers", minversion="5")
+    (tmp_path / "before").mkdir()
+    (tmp_path / "after").mkdir()
+    config = {"config": {"model_type": "phi3", "vocab_size": 266}} if with_config else {}
+    before = write_folder(tmp_path / "before", **config)
+    transformers.AutoTokenizer.from_pretrained(before).save_pretrained(tmp_path / "after")
+    settings = json.loads((tmp_path / "after" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert (tmp_path / "after" / "chat_template.jinja").is_file()
+    first, second = (read_vocabulary(tmp_path / name, NO_IDS) for name in ("before", "after"))
+    if with_config:
+        assert settings["tokenizer_class"] == "TokenizersBackend"
+        assert second == first
+    else:
+        assert second.vocabulary.pre == "gpt-2"
+        assert "loaded from a folder without config.json" in second.warnings[-1]
+
+
+def test_phi_4_has_its_known_digests(phi4: Path) -> None:
+    reading = read_vocabulary(phi4, NO_IDS)
+    vocabulary = reading.vocabulary
+    assert reading.warnings == ()
+    assert vocabulary.tokens_digest == "62916ca5b5628762db2c869b1e1a5e32c7e304692ae37b2365fa862948d0fe54"
+    assert vocabulary.merges_digest == "463a8a98983bfe6c750d19de658d7bb1b2313831d81d18e450de182d97d677b9"
+    assert vocabulary.special.present() == {"bos": 100257, "eos": 100265, "eot": 100265, "pad": 100349}
+    assert vocabulary.padded(100352) == vocabulary
+
+
+@pytest.mark.slow
+def test_phi_4_equals_llama_cpps_own_conversion(phi4: Path) -> None:
+    vocabulary = read_vocabulary(phi4, NO_IDS).vocabulary
+    keys = gguf.Keys.Tokenizer
+    reader = gguf.GGUFReader(phi4 / "vocab-by-llama.cpp.gguf")
+    theirs = {key: field.contents() for key, field in reader.fields.items() if key.startswith("tokenizer.")}
+    assert tuple(theirs.pop(keys.LIST)) == vocabulary.texts
+    assert tuple(theirs.pop(keys.TOKEN_TYPE)) == vocabulary.types
+    assert tuple(theirs.pop(keys.MERGES)) == vocabulary.merges
+    assert theirs == {
+        keys.MODEL: "gpt2",
+        keys.PRE: vocabulary.pre,
+        keys.BOS_ID: vocabulary.special.bos,
+        keys.EOS_ID: vocabulary.special.eos,
+        keys.PAD_ID: vocabulary.special.pad,
+        keys.ADD_BOS: vocabulary.add_bos,
+        keys.ADD_EOS: vocabulary.add_eos,
+        keys.CHAT_TEMPLATE: vocabulary.chat_template,
+    }
+
+
+def test_phi_4s_original_release_ends_texts_otherwise(phi4: Path, tmp_path: Path) -> None:
+    shutil.copy(phi4 / "tokenizer.json", tmp_path)
+    original = DATA / "phi-4-original-release" / "tokenizer_config.json"
+    shutil.copy(original, tmp_path)
+    reading = read_vocabulary(tmp_path, {"bos": 100257, "eos": 100257, "pad": 100257})
+    assert reading.warnings == ()
+    assert reading.vocabulary.special == SpecialIds(bos=100257, eos=100257, eot=100265, pad=100257)
+    assert reading.vocabulary.chat_template == json.loads(original.read_text(encoding="utf-8"))["chat_template"]
+
+
+def test_phi_3_is_refused_as_sentencepiece(phi4: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"a SentencePiece vocabulary \(Phi-3\): not supported yet"):
+        read_vocabulary(phi4.parent / "phi-3-mini", NO_IDS)
