@@ -62,7 +62,9 @@ def compare(model: Path, file_type: str, runs: int, peer: Path | None) -> None:
     with tempfile.TemporaryDirectory(dir=model.parent) as folder:
         out = Path(folder) / f"model-{file_type}.gguf"
         for _ in range(runs):
-            ours.append(measured([sys.executable, "-m", "phi4conv", "convert", str(model), str(out), "--type", file_type]))
+            ours.append(
+                measured([sys.executable, "-m", "phi4conv", "convert", str(model), str(out), "--type", file_type])
+            )
             size = out.stat().st_size
             out.unlink()
             if peer:

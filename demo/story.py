@@ -1,6 +1,6 @@
 """The project's story in three acts, told by real llama.cpp (from the xllamacpp package, no compiler, no torch).
 
-    make demo
+make demo
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def main() -> None:
         wrong = ask(llama, BROKEN)
     if "tokenizer" not in right or wrong == right:
         sys.exit("The story went wrong: the right file should tell a joke and the broken one should not.")
-    print(f"The file to publish is {OUT}. See what is in it with:\n  {Path(sys.executable).parent / 'phi4conv'} inspect {OUT}")
+    print(f"The file to publish is {OUT}. See what is in it with")
+    print(f"  {Path(sys.executable).with_name('phi4conv')} inspect {OUT}")
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ def convert_chunk(chunk: Chunk) -> int:
     if not chunk.allow_non_finite:
         check_magnitude(chunk, rows, codec.largest)
     data = codec.encode_rows(rows)
-    chunk.writer.write_at(memoryview(data).cast("B"), chunk.offset)
+    chunk.writer.write_at(data.data, chunk.offset)
     return data.nbytes
 
 
@@ -194,7 +194,9 @@ def check_magnitude(chunk: Chunk, rows: Floats, largest: float) -> None:
     place = f"row {source_row}, column {column}" if len(chunk.source.shape) > 1 else f"element {column}"
     raise ConversionError(
         Problem(
-            f"a weight is too large for {chunk.qtype.name}" if finite else "a weight is not a number that a model can use",
+            f"a weight is too large for {chunk.qtype.name}"
+            if finite
+            else "a weight is not a number that a model can use",
             where=f"{name}, {place}",
             expected=f"magnitude at most {largest:.6g}",
             found=f"{value:.6g}",

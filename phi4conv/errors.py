@@ -60,5 +60,5 @@ class OutputError(Phi4ConvError):
     """A target that cannot be written."""
 
 
-class RuntimeUnavailable(Phi4ConvError):
+class EngineError(Phi4ConvError):
     """An optional engine that is not installed, or that died while it worked."""

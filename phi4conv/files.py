@@ -11,9 +11,12 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phi4conv.errors import FormatError, OutputError, Problem
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in the standard library since 3.11
 
 
 class PositionedFile:
@@ -157,7 +160,7 @@ class AtomicFile:
         self.path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         self.writer = PositionedWriter(self.path)
 
-    def __enter__(self) -> AtomicFile:
+    def __enter__(self) -> Self:
         with reported(self.target):
             os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         return self

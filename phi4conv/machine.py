@@ -25,7 +25,7 @@ def peak_memory() -> int | None:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     try:
-        import resource
+        import resource  # noqa: PLC0415  # POSIX only
     except ImportError:  # Windows
         return None
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -113,16 +113,11 @@ class ConversionPlan:
                 table must not become a wrong file.
         """
         problems = [*self._usage_problems(), *self._name_problems()]
-        for tensor in self.tensors:
-            if tensor.shape != tensor.source.shape:
-                problems.append(
-                    Problem(
-                        "a tensor's shape differs from its source",
-                        where=tensor.name,
-                        expected=str(tensor.source.shape),
-                        found=str(tensor.shape),
-                    )
-                )
+        problems += [
+            Problem("a shape differs from its source", tensor.name, str(tensor.source.shape), str(tensor.shape))
+            for tensor in self.tensors
+            if tensor.shape != tensor.source.shape
+        ]
         if problems:
             raise ConversionError(*problems)
 

@@ -82,18 +82,15 @@ class Bar:
     """A bar with the tensor at work, the rate and the time left."""
 
     def __init__(self) -> None:
-        # rich takes 0.1 s to load; only a terminal needs it
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-        from rich.progress import Progress as RichProgress
+        from rich import console, progress  # noqa: PLC0415  # slow to load, and only a terminal needs it
 
-        self.bar: Any = RichProgress(
-            TextColumn("{task.description:<26}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
+        self.bar: Any = progress.Progress(
+            progress.TextColumn("{task.description:<26}"),
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(),
+            console=console.Console(stderr=True),
             transient=True,
         )
         self.task: Any = None

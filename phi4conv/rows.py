@@ -66,13 +66,16 @@ class StackedRows:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """See RowSource."""
         return tuple(name for part in self.parts for name in part.names)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """See RowSource."""
         return (sum(part.shape[0] for part in self.parts), self.parts[0].shape[1])
 
     def rows(self, start: int, stop: int) -> Floats:
+        """See RowSource."""
         ends = list(accumulate(part.shape[0] for part in self.parts))
         pieces = []
         while start < stop:
@@ -92,11 +95,14 @@ class ConstantRow:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """See RowSource."""
         return ()
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """See RowSource."""
         return (len(self.values),)
 
     def rows(self, start: int, stop: int) -> Floats:
+        """See RowSource."""
         return np.array([self.values], dtype=np.float32)[start:stop]

@@ -15,6 +15,4 @@ def chats() -> list[tuple[str, str]]:
     source = json.loads((TINY / "tokenizer_config.json").read_text())["chat_template"]
     template = Environment(autoescape=False).from_string(source)  # noqa: S701  # a prompt is no HTML
     chats = json.loads((FIXTURES / "tiny-phi4-chats.json").read_text())
-    return [
-        (template.render(messages=chat["messages"], add_generation_prompt=True), chat["answer"]) for chat in chats
-    ]
+    return [(template.render(messages=chat["messages"], add_generation_prompt=True), chat["answer"]) for chat in chats]

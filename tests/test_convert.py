@@ -20,6 +20,7 @@ import pytest
 from checkpoints import SPELLINGS, TINY, Words, copy_of_tiny, edit_json, replace_tensors, tiny_tensors
 
 from phi4conv import convert as module
+from phi4conv import phi3
 from phi4conv.convert import ConversionResult, convert
 from phi4conv.errors import CheckpointError, ConversionError, OutputError, Phi4ConvError
 from phi4conv.phi3 import ConversionOptions
@@ -45,7 +46,7 @@ def widened(dtype: str, words: Words) -> Words:
 def test_tensor_bytes_are_ggmls_and_gguf_py_agrees(tmp_path: Path, llama: LlamaCpp, file_type: str) -> None:
     run(TINY, tmp_path / "out.gguf", file_type)
     sources = {name: widened(*tensor) for name, tensor in tiny_tensors().items()}
-    plan = module.phi3.plan(TINY, ConversionOptions(file_type=file_type))
+    plan = phi3.plan(TINY, ConversionOptions(file_type=file_type))
     reader = gguf.GGUFReader(tmp_path / "out.gguf")
     assert [tensor.name for tensor in reader.tensors] == [tensor.name for tensor in plan.tensors]
     for tensor, planned in zip(reader.tensors, plan.tensors, strict=True):
@@ -72,9 +73,7 @@ def test_llama_cpp_answers_every_chat_word_for_word(
 def test_every_spelling_gives_the_same_tensor_bytes(tmp_path: Path, spelling: str) -> None:
     folder = SPELLINGS[spelling](tmp_path / "model")
     results = [run(source, tmp_path / f"{source.name}.gguf", "Q8_0") for source in (folder, TINY)]
-    ours, expected = (
-        result.target.read_bytes()[result.plan.header.data_offset :] for result in results
-    )
+    ours, expected = (result.target.read_bytes()[result.plan.header.data_offset :] for result in results)
     assert ours == expected
 
 
@@ -107,9 +106,7 @@ def test_the_result_tells_what_was_done(tmp_path: Path) -> None:
 def spoiled(folder: Path, name: str, row: int, column: int, value: float) -> Path:
     """The tiny checkpoint in F32 with one weight replaced."""
     copy_of_tiny(folder)
-    tensors: dict[str, tuple[str, Words]] = {
-        each: ("F32", widened(*tensor)) for each, tensor in tiny_tensors().items()
-    }
+    tensors: dict[str, tuple[str, Words]] = {each: ("F32", widened(*tensor)) for each, tensor in tiny_tensors().items()}
     words = tensors[name][1].copy()
     words[(row, column) if words.ndim > 1 else column] = value
     tensors[name] = ("F32", words)
@@ -124,7 +121,7 @@ LAYER_2_UP = "model.layers.2.mlp.gate_up_proj.weight"
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_inf_stop_the_conversion(tmp_path: Path, file_type: str, value: float) -> None:
     folder = spoiled(tmp_path / "model", LAYER_2_UP, 1000, 7, value)
-    with pytest.raises(ConversionError, match=f"{LAYER_2_UP}, row 1000, column 7") as caught:
+    with pytest.raises(ConversionError, match=rf"{LAYER_2_UP}, row 1000, column 7") as caught:
         run(folder, tmp_path / "out.gguf", file_type)
     assert str(value) in str(caught.value)
     assert not list(tmp_path.glob("*.gguf*"))
@@ -144,7 +141,7 @@ def test_a_weight_beyond_f16_stops_only_f16(tmp_path: Path, value: float, *, sto
 
 def test_a_bad_norm_is_named_by_its_element(tmp_path: Path) -> None:
     folder = spoiled(tmp_path / "model", "model.norm.weight", 0, 9, float("nan"))
-    with pytest.raises(ConversionError, match="model.norm.weight, element 9"):
+    with pytest.raises(ConversionError, match=r"model\.norm\.weight, element 9"):
         run(folder, tmp_path / "out.gguf")
 
 
@@ -158,7 +155,7 @@ def test_a_bad_weight_of_a_stacked_part_is_named_by_the_part(tmp_path: Path) -> 
     start = 8 + len(header) + int(match[1]) + 2 * (256 * 5 + 3)
     data[start : start + 2] = (0x7FC0).to_bytes(2, "little")
     path.write_bytes(data)
-    with pytest.raises(ConversionError, match="layers.1.self_attn.k_proj.weight, row 5, column 3"):
+    with pytest.raises(ConversionError, match=r"layers\.1\.self_attn\.k_proj\.weight, row 5, column 3"):
         run(folder, tmp_path / "out.gguf")
 
 

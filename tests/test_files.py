@@ -6,7 +6,6 @@ import errno
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,11 +104,11 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(tmp_path: Path) -> 
 
 
 @pytest.fixture
-def full_device() -> Iterator[Path]:
+def full_device() -> Path:
     device = Path("/dev/full")
     if not device.exists():
         pytest.skip("this system has no /dev/full")
-    yield device
+    return device
 
 
 def test_a_disk_that_fills_up_is_reported_as_such(tmp_path: Path, full_device: Path) -> None:

@@ -26,8 +26,9 @@ class Counting:
         return (self.name,)
 
     def rows(self, start: int, stop: int) -> Floats:
-        rows = np.arange(start, stop, dtype=np.float32)[:, None] * 1000
-        return rows + np.arange(self.shape[1], dtype=np.float32) + 100_000 * ord(self.name)
+        rows, columns = np.mgrid[start:stop, : self.shape[1]]
+        weights: Floats = (rows * 1000 + columns + 100_000 * ord(self.name)).astype(np.float32)
+        return weights
 
 
 STACK = StackedRows((Counting("q", (5, 3)), Counting("k", (2, 3)), Counting("v", (4, 3))))

@@ -56,6 +56,6 @@ def main() -> None:
         sys.exit(EXIT_BUG)
 
 
-def interrupt(signum: int, frame: FrameType | None) -> None:
+def interrupt(_signal: int, _frame: FrameType | None) -> None:
     """Let a polite kill clean up as Ctrl-C does."""
     raise KeyboardInterrupt

@@ -19,19 +19,36 @@ if TYPE_CHECKING:
 @click.command(cls=Command)
 @click.argument("model_dir", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT.gguf", type=click.Path(path_type=Path))
-@click.option("--type", "file_type", metavar="T", help="F32, F16, BF16 or Q8_0. Default: what OUT's name says "
-              "(phi-4-Q8_0.gguf), else the checkpoint's own type.")
-@click.option("--tensor-type", "overrides", metavar="REGEX=T", multiple=True, help="Another type for the tensors whose "
-              "GGUF name matches; repeatable, the first match decides.")
+@click.option(
+    "--type",
+    "file_type",
+    metavar="T",
+    help="F32, F16, BF16 or Q8_0. Default: what OUT's name says (phi-4-Q8_0.gguf), else the checkpoint's own type.",
+)
+@click.option(
+    "--tensor-type",
+    "overrides",
+    metavar="REGEX=T",
+    multiple=True,
+    help="Another type for the tensors whose GGUF name matches; repeatable, the first match decides.",
+)
 @click.option("--token-embedding-type", metavar="T", help="Another type for token_embd.weight.")
 @click.option("--output-tensor-type", metavar="T", help="Another type for output.weight.")
 @click.option("--name", help="general.name, instead of the model card's or the folder's.")
-@click.option("--metadata", "metadata_file", metavar="FILE", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-              help="JSON file of general.* keys that override the model card's.")
+@click.option(
+    "--metadata",
+    "metadata_file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="JSON file of general.* keys that override the model card's.",
+)
 @click.option("--threads", metavar="N", type=click.IntRange(1), help="Threads that encode. Default: all usable cores.")
 @click.option("--vocab-only", is_flag=True, help="Write metadata and vocabulary, and no tensors.")
-@click.option("--allow-non-finite", is_flag=True, help="Write NaN, Inf and weights beyond the type's range as they come "
-              "instead of stopping.")
+@click.option(
+    "--allow-non-finite",
+    is_flag=True,
+    help="Write NaN, Inf and weights beyond the type's range as they come instead of stopping.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan, tensor by tensor, and write nothing.")
 @click.option("--force", is_flag=True, help="Replace OUT when it exists.")
 @output_options
@@ -62,8 +79,8 @@ def convert(
     options = phi3.ConversionOptions(
         file_type=chosen_file_type(file_type, out, quiet=quiet),
         overrides=tuple(parse_override(text) for text in overrides),
-        token_embedding=token_embedding_type and parse_type("--token-embedding-type", token_embedding_type),
-        output=output_tensor_type and parse_type("--output-tensor-type", output_tensor_type),
+        token_embedding=parse_type("--token-embedding-type", token_embedding_type),
+        output=parse_type("--output-tensor-type", output_tensor_type),
         **rest,
     )
     if dry_run:
@@ -97,10 +114,12 @@ def chosen_file_type(asked: str | None, out: Path, *, quiet: bool) -> str | None
     raise click.UsageError(f"{source} asks for {name}; this version writes {', '.join(FILE_TYPES)}")
 
 
-def parse_type(option: str, name: str) -> GGMLQuantizationType:
-    """A tensor type by name."""
+def parse_type(option: str, name: str | None) -> GGMLQuantizationType | None:
+    """A tensor type by name, None for none."""
     from phi4conv.quant import CODECS
 
+    if name is None:
+        return None
     for qtype in CODECS:
         if qtype.name == name.upper():
             return qtype
@@ -109,10 +128,11 @@ def parse_type(option: str, name: str) -> GGMLQuantizationType:
 
 def parse_override(text: str) -> tuple[str, GGMLQuantizationType]:
     """REGEX=TYPE as a pair."""
-    pattern, equals, name = text.rpartition("=")
-    if not equals or not pattern:
+    pattern, _, name = text.rpartition("=")
+    qtype = parse_type("--tensor-type", name) if pattern else None
+    if qtype is None:
         raise click.UsageError(f"--tensor-type {text!r}: expected REGEX=TYPE, such as ffn_down=F16")
-    return pattern, parse_type("--tensor-type", name)
+    return pattern, qtype
 
 
 def plan_document(plan: ConversionPlan) -> dict[str, Any]:
@@ -143,7 +163,7 @@ def shown_value(value: Any) -> Any:
     if isinstance(value, str | int | float):
         return value
     items = list(value)
-    return items if len(items) <= 100 else {"length": len(items), "first": items[:3]}  # noqa: PLR2004
+    return items if len(items) <= 100 else {"length": len(items), "first": items[:3]}
 
 
 def result_document(result: ConversionResult) -> dict[str, Any]:
@@ -180,5 +200,7 @@ def show_result(result: ConversionResult) -> None:
     memory = f", peak memory {result.peak_memory / 1e6:.0f} MB" if result.peak_memory else ""
     click.echo(f"wrote {result.target}")
     click.echo(f"  {len(plan.tensors)} tensors: {kinds}")
-    click.echo(f"  {gibibytes(plan.size_bytes)}, {plan.bits_per_weight:.2f} bits per weight, {plan.weight_count:,} weights")
+    click.echo(
+        f"  {gibibytes(plan.size_bytes)}, {plan.bits_per_weight:.2f} bits per weight, {plan.weight_count:,} weights"
+    )
     click.echo(f"  {result.seconds:.1f} s with {result.workers} threads{memory}")

@@ -29,9 +29,7 @@ class Command(click.Command):
 
 def output_options(command: F) -> F:
     """--json and --quiet, as every command has them."""
-    command = click.option(
-        "--quiet", "-q", is_flag=True, help="Show no progress and no messages but errors."
-    )(command)
+    command = click.option("--quiet", "-q", is_flag=True, help="Show no progress and no messages but errors.")(command)
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, nothing else.")(
         command
     )

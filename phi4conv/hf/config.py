@@ -131,7 +131,7 @@ class Fields:
         shown = "missing" if found is None else repr(found)
         self.problems.append(Problem(f"{key} is not usable", where=self.where, expected=expected, found=shown))
 
-    def require(self, key: str, condition: bool, expected: str) -> None:  # noqa: FBT001  # reads as a sentence
+    def require(self, key: str, condition: bool, expected: str) -> None:
         """Note a problem with key unless the condition holds."""
         if not condition:
             self.add(key, expected, self.data.get(key))
@@ -149,7 +149,7 @@ class Fields:
         return self.count(key) if self.data.get(key) else None
 
     def flag(self, key: str) -> bool:
-        """true or false; false where the key is missing, as Phi3Config and LlamaConfig have it."""
+        """A truth value; false where the key is missing, as Phi3Config and LlamaConfig have it."""
         value = self.data.get(key, False)
         if not isinstance(value, bool):
             self.add(key, "true or false", value)
@@ -163,7 +163,7 @@ class Fields:
         """A positive finite number of data; 0.0 after a problem."""
         value = data.get(key)
         value = default if value is None else value
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+        if value is not None and is_positive(value):
             return float(value)
         self.add(key, "a positive number", value)
         return 0.0
@@ -194,7 +194,9 @@ def refuse_quantized(data: Mapping[str, Any], where: str) -> None:
     quantization = data.get("quantization_config")
     if not quantization:
         return
-    method = quantization.get("quant_method", "an unnamed method") if isinstance(quantization, Mapping) else quantization
+    method = (
+        quantization.get("quant_method", "an unnamed method") if isinstance(quantization, Mapping) else quantization
+    )
     raise CheckpointError(
         Problem(
             f"the checkpoint is already quantized ({method})",
@@ -211,10 +213,11 @@ def rope_values(data: Mapping[str, Any]) -> dict[str, Any]:
     values = {key: data[key] for key in ("rope_theta", "partial_rotary_factor") if key in data}
     if "original_max_position_embeddings" in data:
         values["original_max_position_embeddings"] = data["original_max_position_embeddings"]
-    for group in (data.get("rope_scaling"), data.get("rope_parameters")):
+    for key in ("rope_scaling", "rope_parameters"):
+        group = data.get(key)
         if isinstance(group, Mapping):
-            group = group.get("full_attention", group)
-            values.update({key: value for key, value in group.items() if value is not None})
+            group = group.get("full_attention", group)  # transformers 5 may group them by the kind of layer
+            values.update({name: value for name, value in group.items() if value is not None})
     if "rope_type" not in values and "type" in values:
         values["rope_type"] = values["type"]
     return values
@@ -244,22 +247,28 @@ def read_long_rope(
         return None
     if rope.get("original_max_position_embeddings") is None:
         fields.add("original_max_position_embeddings", f"the length that {kind} extends", None)
-    factors = []
-    for key in ("short_factor", "long_factor"):
-        values = rope.get(key)
-        good = isinstance(values, list) and all(isinstance(v, int | float) and v > 0 for v in values)
-        if not good or len(values) * 2 != dimension_count:
-            found = f"{len(values)} of them" if isinstance(values, list) else None
-            fields.add(key, f"{dimension_count // 2} positive numbers, one a rotated pair", found)
-            values = []
-        factors.append(tuple(float(value) for value in values))
-    attention_factor = rope.get("attention_factor")
-    if attention_factor is None and original_context_length > 1:
-        attention_factor = default_attention_factor(str(kind), context_length / original_context_length, original_context_length)
-    if not isinstance(attention_factor, int | float) or attention_factor <= 0:
-        fields.add("attention_factor", "a positive number", attention_factor)
-        return None
-    return LongRope(*factors, float(attention_factor))
+    short_factors, long_factors = (
+        read_factors(fields, rope, key, dimension_count // 2) for key in ("short_factor", "long_factor")
+    )
+    scale = context_length / original_context_length
+    default = default_attention_factor(str(kind), scale, original_context_length)
+    attention_factor = fields.number_in(rope, "attention_factor", default=default)
+    return LongRope(short_factors, long_factors, attention_factor)
+
+
+def read_factors(fields: Fields, rope: Mapping[str, Any], key: str, count: int) -> tuple[float, ...]:
+    """One list of LongRoPE factors; empty after a problem."""
+    values = rope.get(key)
+    if not isinstance(values, list) or len(values) != count or not all(is_positive(value) for value in values):
+        found = f"{len(values)} values" if isinstance(values, list) else values
+        fields.add(key, f"{count} positive numbers, one a rotated pair of dimensions", found)
+        return ()
+    return tuple(float(value) for value in values)
+
+
+def is_positive(value: Any) -> bool:
+    """Whether a value of JSON is a positive finite number; true is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def default_attention_factor(kind: str, scale: float, original_context_length: int) -> float:
@@ -271,7 +280,7 @@ def default_attention_factor(kind: str, scale: float, original_context_length: i
     >>> round(default_attention_factor("longrope", 131072 / 4096, 4096), 6)
     1.190238
     """
-    if scale <= 1:
+    if scale <= 1 or original_context_length == 1:
         return 1.0
     if kind == "yarn":
         return 0.1 * math.log(scale) + 1.0
@@ -282,7 +291,9 @@ def check_llama_like(fields: Fields, hidden_size: int, head_count: int) -> None:
     """Note settings that the phi3 architecture of llama.cpp cannot express."""
     head_size = fields.data.get("head_dim")
     if head_size is not None and head_count:
-        fields.require("head_dim", head_size * head_count == hidden_size, f"hidden_size / heads = {hidden_size // head_count}")
+        fields.require(
+            "head_dim", head_size * head_count == hidden_size, f"hidden_size / heads = {hidden_size // head_count}"
+        )
     if fields.data.get("hidden_act", "silu") != "silu":
         fields.add("hidden_act", "silu", fields.data["hidden_act"])
     for key in ("attention_bias", "mlp_bias"):

@@ -28,7 +28,7 @@ def read_model_card(
     Raises:
         CheckpointError: A file is there but cannot be understood.
     """
-    import gguf  # with its yaml and requests it would slow down every start
+    import gguf  # noqa: PLC0415  # with yaml and requests it is slow to load
 
     if overrides is not None:
         read_json_object(overrides)  # gguf-py would pass over a missing file without a word

@@ -21,8 +21,9 @@ from phi4conv.vocab import Vocabulary
 ARCHITECTURE = "phi3"
 
 GENERAL = Keys.General
-# gguf.Metadata's field -> key and kind (whole numbers are INT32, others FLOAT32), in the order in which llama.cpp's converter writes them.
-SAMPLING_KEYS: tuple[tuple[str, str, type[int] | type[float] | type[str]], ...] = (
+# gguf.Metadata's field -> key and kind (whole numbers are INT32, others FLOAT32), in llama.cpp's order.
+Scalar = type[int | float | str]
+SAMPLING_KEYS: tuple[tuple[str, str, Scalar], ...] = (
     ("sampling_sequence", GENERAL.SAMPLING_SEQUENCE, str),
     ("sampling_top_k", GENERAL.SAMPLING_TOP_K, int),
     ("sampling_top_p", GENERAL.SAMPLING_TOP_P, float),
@@ -93,7 +94,7 @@ def general_pairs(card: Mapping[str, Any]) -> Iterator[MetadataPair]:
             yield texts(key, [str(item) for item in card[field]])
 
 
-def sampling_pair(key: str, kind: type[int] | type[float] | type[str], value: Any) -> MetadataPair:
+def sampling_pair(key: str, kind: Scalar, value: Any) -> MetadataPair:
     """A setting of generation_config.json; raises CheckpointError when it is not a number (or text) as it should be."""
     try:
         converted = kind(value)
@@ -108,7 +109,9 @@ def sampling_pair(key: str, kind: type[int] | type[float] | type[str], value: An
                 found=repr(value),
             )
         ) from error
-    return {int: i32, float: f32, str: text}[kind](key, converted)
+    if isinstance(converted, str):
+        return text(key, converted)
+    return i32(key, converted) if isinstance(converted, int) else f32(key, converted)
 
 
 def as_text(value: Any) -> str:

@@ -164,7 +164,7 @@ def compile_patterns(options: ConversionOptions) -> None:
     for pattern, qtype in options.overrides:
         try:
             re.compile(pattern.lower())
-        except re.error as error:
+        except re.error as error:  # noqa: PERF203  # the loop is over a few options
             where = f"--tensor-type {pattern}={qtype.name}"
             raise ConversionError(Problem("not a regular expression", where=where, found=str(error))) from error
 
@@ -190,8 +190,6 @@ def check_overrides(options: ConversionOptions, tensors: list[TensorPlan]) -> No
 
 def named_card(folder: Path, options: ConversionOptions, weight_count: int) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The model card with a safe name, and a warning when the name had to change."""
-    card = read_model_card(
-        folder, parameter_count=weight_count, name=options.name, overrides=options.metadata_file
-    )
+    card = read_model_card(folder, parameter_count=weight_count, name=options.name, overrides=options.metadata_file)
     name, warning = safe_name(str(card["name"]), asked_for=options.name is not None)
     return card | {"name": name}, (warning,) if warning else ()

@@ -100,7 +100,9 @@ def check_tensors(config: Phi3Config, tensors: Mapping[str, RowSource]) -> None:
         for name, shape in expected.items()
         if name not in tensors
     ]
-    unknown = [unknown_tensor(name, config) for name in tensors if name not in expected and not may_leave_out(name, config)]
+    unknown = [
+        unknown_tensor(name, config) for name in tensors if name not in expected and not may_leave_out(name, config)
+    ]
     misshapen = [
         Problem(
             "config.json and the weights disagree",

@@ -3,7 +3,7 @@
 Used as the second opinion: what does llama.cpp itself make of a file, its tokenizer, its weights? The wheel's
 shared object exports llama.cpp's C interface under Linux and macOS, and ctypes reaches it there. llama.cpp
 ends its process when an assertion fails, so it lives in a child process: a file that brings it down raises
-RuntimeUnavailable here, with llama.cpp's last words.
+EngineError here, with llama.cpp's last words.
 
 Left out: chat templates (llama.cpp's C interface only knows a fixed list of them), GPUs, sampling.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from phi4conv.arrays import Bytes, Floats
-from phi4conv.errors import FormatError, Problem, RuntimeUnavailable
+from phi4conv.errors import EngineError, FormatError, Problem
 from phi4conv.reference.llama_cpp_process import INSTALL, TESTED_VERSION, Child, find_library
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class LlamaCpp:
             llama.load("phi-4-Q4_K_M.gguf", vocab_only=True)
             llama.tokenize(["Tell me a joke."])
 
-    Every call raises RuntimeUnavailable when xllamacpp is missing, is not the llama.cpp that phi4conv knows, dies
+    Every call raises EngineError when xllamacpp is missing, is not the llama.cpp that phi4conv knows, dies
     or stays silent for `timeout` seconds. The next call then starts a new child, without a model.
 
     `log` holds the warnings and errors that llama.cpp printed during the last call.
@@ -253,7 +253,7 @@ class LlamaCpp:
         if status == "value":
             raise ValueError(value)
         if status == "failed":
-            raise RuntimeUnavailable(
+            raise EngineError(
                 Problem(
                     f"llama.cpp could not {name}: {value}",
                     where=self._path,
@@ -275,7 +275,7 @@ class LlamaCpp:
             raise
         if status != "ok":
             child.stop()
-            raise RuntimeUnavailable(
+            raise EngineError(
                 Problem(
                     f"xllamacpp {self.version} is not the llama.cpp that phi4conv knows: {message}",
                     where=str(library),
@@ -286,7 +286,7 @@ class LlamaCpp:
             )
         return child
 
-    def _gone(self, child: Child, name: str, error: Exception) -> RuntimeUnavailable:
+    def _gone(self, child: Child, name: str, error: Exception) -> EngineError:
         """The error for a child that died, or that was given up, during a call."""
         if isinstance(error, TimeoutError):
             what, ending = f"llama.cpp gave no answer to {name} within {self._timeout:g} s", ""
@@ -295,7 +295,7 @@ class LlamaCpp:
             what = f"llama.cpp ended during {name}: {ending}"
         self.log = child.read_log()
         child.stop()
-        return RuntimeUnavailable(
+        return EngineError(
             Problem(
                 what,
                 where=self._path,

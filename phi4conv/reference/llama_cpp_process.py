@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from phi4conv.errors import Problem, RuntimeUnavailable
+from phi4conv.errors import EngineError, Problem
 
 # The release that llama_cpp_abi describes; pyproject.toml pins the same one.
 TESTED_VERSION = "2026.10.11549"
@@ -94,10 +94,10 @@ class Child:
 def find_library() -> Path:
     """The shared object of the installed xllamacpp.
 
-    Raises RuntimeUnavailable when there is none, or when this system is not one where it exports llama.cpp.
+    Raises EngineError when there is none, or when this system is not one where it exports llama.cpp.
     """
     if not sys.platform.startswith(("linux", "darwin")):
-        raise RuntimeUnavailable(
+        raise EngineError(
             Problem(
                 "real llama.cpp can be used under Linux and macOS only",
                 expected="linux or darwin",
@@ -109,7 +109,7 @@ def find_library() -> Path:
     folders = [Path(folder) for folder in (spec.submodule_search_locations if spec else None) or ()]
     libraries = [library for folder in folders for library in sorted(folder.glob("xllamacpp*.so"))]
     if not libraries:
-        raise RuntimeUnavailable(
+        raise EngineError(
             Problem(
                 "real llama.cpp is not installed",
                 where=", ".join(map(str, folders)),

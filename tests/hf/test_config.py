@@ -100,7 +100,7 @@ LONGROPE: dict[str, Any] = {
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
 def test_longrope_of_phi_4_mini(kind: dict[str, Any], key: str) -> None:
     scaling = kind | {"short_factor": [1.0] * 48, "long_factor": [1.5] * 48}
-    config = parse_config(changed(**LONGROPE, **{key: scaling}))
+    config = parse_config(changed((), **LONGROPE, **{key: scaling}))
     assert config.rope_dimension_count == 96
     assert config.tied_embeddings
     assert config.long_rope is not None

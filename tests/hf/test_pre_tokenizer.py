@@ -28,7 +28,7 @@ CHARACTERS = (
 
 
 def random_texts(count: int) -> Iterator[str]:
-    source = random.Random(20)  # noqa: S311  # reproducible, not secret
+    source = random.Random(20)  # reproducible, not secret
     for _ in range(count):
         length = source.choice((3, 6, 12, 25))
         if source.random() < 0.75:

@@ -37,12 +37,14 @@ class Shape:
     def names(self) -> tuple[str, ...]:
         return (self.name,)
 
-    def rows(self, start: int, stop: int) -> Floats:
+    def rows(self, start: int, stop: int) -> Floats:  # noqa: ARG002  # the protocol's
         raise AssertionError("a plan reads no weights")
 
 
 def values(plan: ConversionPlan, *prefixes: str) -> dict[str, Any]:
-    return {pair.key: (pair.type, pair.item_type, pair.value) for pair in plan.metadata if pair.key.startswith(prefixes)}
+    return {
+        pair.key: (pair.type, pair.item_type, pair.value) for pair in plan.metadata if pair.key.startswith(prefixes)
+    }
 
 
 def tiny_plan(folder: Path = TINY, **options: Any) -> ConversionPlan:
@@ -99,9 +101,7 @@ def test_longrope_adds_factors_and_a_tied_head_is_left_out(tmp_path: Path) -> No
     scaling = {"type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
     edit_json(
         folder / "config.json",
-        lambda data: data.update(
-            rope_scaling=scaling, tie_word_embeddings=True, original_max_position_embeddings=4096
-        ),
+        lambda data: data.update(rope_scaling=scaling, tie_word_embeddings=True, original_max_position_embeddings=4096),
     )
     plan = tiny_plan(folder, output=Q8_0)
     by_name = {tensor.name: tensor for tensor in plan.tensors}
@@ -149,7 +149,9 @@ def test_types_by_option() -> None:
     assert tiny_plan(file_type="BF16").file_type == tiny_plan().file_type == "BF16"
 
 
-@pytest.mark.parametrize(("pattern", "words"), [("blk.9", "matches no tensor"), ("norm", "matches no tensor"), ("(", "regular")])
+@pytest.mark.parametrize(
+    ("pattern", "words"), [("blk.9", "matches no tensor"), ("norm", "matches no tensor"), ("(", "regular")]
+)
 def test_an_override_that_changes_nothing_is_an_error(pattern: str, words: str) -> None:
     with pytest.raises(ConversionError, match=words):
         tiny_plan(overrides=((pattern, F16),))
@@ -157,7 +159,9 @@ def test_an_override_that_changes_nothing_is_an_error(pattern: str, words: str) 
 
 def test_the_size_is_exact_and_the_weights_are_counted() -> None:
     plan = tiny_plan(file_type="Q8_0")
-    assert plan.size_bytes == plan.header.data_offset + sum(-(-entry.size_bytes // 32) * 32 for entry in plan.header.tensors)
+    assert plan.size_bytes == plan.header.data_offset + sum(
+        -(-entry.size_bytes // 32) * 32 for entry in plan.header.tensors
+    )
     assert plan.bits_per_weight == pytest.approx(8.5, abs=0.03)
 
 
@@ -244,8 +248,8 @@ def test_generation_settings_and_model_card(tmp_path: Path) -> None:
     folder = copy_of_tiny(tmp_path / "model")
     settings = {"temperature": 0.8, "top_p": 0.95, "top_k": 50, "repetition_penalty": 1.1, "do_sample": True}
     (folder / "generation_config.json").write_text(json.dumps(settings))
-    card = "---\nlicense: mit\nversion: 4\nbase_model: microsoft/phi-4\nlanguage:\n- en\n- no\ntags: [chat]\n---\n# Title\n"
-    (folder / "README.md").write_text(card)
+    card = "license: mit\nversion: 4\nbase_model: microsoft/phi-4\nlanguage:\n- en\n- no\ntags: [chat]\n"
+    (folder / "README.md").write_text(f"---\n{card}---\n# Title\n")
     general = {key: value[2] for key, value in values(tiny_plan(folder), "general.").items()}
     assert general["general.sampling.top_k"] == 50
     assert general["general.sampling.penalty_repeat"] == pytest.approx(1.1)
@@ -303,12 +307,13 @@ def test_vocabulary_only_needs_no_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="needs the published tokenizer files beside the checkout")
-def test_real_phi_4_metadata_is_llama_cpps(tmp_path: Path) -> None:
+def test_real_phi_4_metadata_is_llama_cpps() -> None:
     """Against the golden list, but for sizes, which there come from a smaller model, and eot_token_id, which we add."""
     golden = json.loads((GOLDEN / "metadata-phi-4.json").read_text())["convert_bf16"]
     plan = phi3.plan(SHARED_DATA / "phi-4", ConversionOptions(vocab_only=True, file_type="BF16"))
     written = {
-        pair.key: pair.type.name if pair.item_type is None else f"ARRAY[{pair.item_type.name}]" for pair in plan.metadata
+        pair.key: pair.type.name if pair.item_type is None else f"ARRAY[{pair.item_type.name}]"
+        for pair in plan.metadata
     }
     expected = {key: kind for key, (kind, _) in golden.items()}
     del expected["general.size_label"]  # no weights here

@@ -98,8 +98,8 @@ def test_wrong_widths_and_dtypes_are_refused() -> None:
     with pytest.raises(ValueError, match="multiple of 32"):
         encode(Q8_0, np.ones((1, 33), np.float32))
     with pytest.raises(ValueError, match="float32"):
-        encode(F16, np.ones((1, 32), np.float64))  # type: ignore[arg-type]
+        encode(F16, np.ones((1, 32), np.float64))
     with pytest.raises(ValueError, match="multiple of 34"):
         decode(Q8_0, np.ones((1, 35), np.uint8))
     with pytest.raises(ValueError, match="uint8"):
-        decode(Q8_0, np.ones((1, 34), np.int8))  # type: ignore[arg-type]
+        decode(Q8_0, np.ones((1, 34), np.int8))

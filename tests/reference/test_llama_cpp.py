@@ -15,7 +15,7 @@ import pytest
 from gguf import GGMLQuantizationType as QType
 
 from phi4conv.arrays import Floats
-from phi4conv.errors import FormatError, RuntimeUnavailable
+from phi4conv.errors import EngineError, FormatError
 from phi4conv.reference import llama_cpp_abi
 from phi4conv.reference.llama_cpp import LlamaCpp, TokenAttribute
 from phi4conv.reference.llama_cpp_process import Child, find_library
@@ -326,7 +326,7 @@ class TestTrouble:
 
     def test_an_abort_is_reported_and_a_new_child_works(self, tiny: LlamaCpp, tmp_path: Path) -> None:
         # llama.cpp throws above U+10FFFF, through C, which ends its process.
-        with pytest.raises(RuntimeUnavailable) as caught:
+        with pytest.raises(EngineError) as caught:
             tiny.tokenize([b"\xf7\xbf\xbf\xbf"])
         problem = caught.value.problems[0]
         assert problem.what == "llama.cpp ended during tokenize: SIGABRT"
@@ -349,7 +349,7 @@ class TestTrouble:
             tiny.special_ids()
 
     def test_an_answer_that_takes_too_long(self) -> None:
-        with LlamaCpp(timeout=0.001) as llama, pytest.raises(RuntimeUnavailable, match=r"no answer .* within 0\.001 s"):
+        with LlamaCpp(timeout=0.001) as llama, pytest.raises(EngineError, match=r"no answer .* within 0\.001 s"):
             llama.tokenize(["a"])
 
     def test_the_main_module_is_not_run_again(self, tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ class TestMissing:
 
     def test_without_xllamacpp(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(sys, "path", [str(tmp_path)])
-        with LlamaCpp() as llama, pytest.raises(RuntimeUnavailable) as caught:
+        with LlamaCpp() as llama, pytest.raises(EngineError) as caught:
             llama.tokenize(["a"])
         problem = caught.value.problems[0]
         assert (problem.found, problem.next_step) == ("no xllamacpp", "pip install 'phi4conv[llama-cpp]'")
@@ -410,7 +410,7 @@ class TestMissing:
         package.mkdir()
         (package / "__init__.py").touch()
         monkeypatch.setattr(sys, "path", [str(tmp_path)])
-        with pytest.raises(RuntimeUnavailable, match="xllamacpp without its library"):
+        with pytest.raises(EngineError, match="xllamacpp without its library"):
             find_library()
 
     def test_a_library_that_does_not_load(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ class TestMissing:
         info.mkdir()
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: xllamacpp\nVersion: 1.2.3\n")
         monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-        with LlamaCpp() as llama, pytest.raises(RuntimeUnavailable) as caught:
+        with LlamaCpp() as llama, pytest.raises(EngineError) as caught:
             llama.tokenize(["a"])
         problem = caught.value.problems[0]
         assert "it cannot be loaded" in problem.what
@@ -447,7 +447,7 @@ class TestPhi4:
         assert any("newline token not found" in line for line in llama.log)
         joke = llama.tokenize(["Tell me a joke."], add_special=True)
         assert joke == [[100257, 37209, 7499, 173, 501, 1510, 100124]]
-        with pytest.raises(RuntimeUnavailable, match="std::out_of_range"):
+        with pytest.raises(EngineError, match="std::out_of_range"):
             llama.tokenize(["a\nb"])
         llama.load(shared("broken/phi4-vocab-broken-spm.gguf"), vocab_only=True)
         assert llama.tokenize(["Tell me a joke."], add_special=True) == joke

@@ -54,7 +54,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, Words]]) -> N
 
 def tiny_tensors() -> dict[str, tuple[str, Words]]:
     """Every tensor of the tiny checkpoint."""
-    return {name: tensor for path in sorted(TINY.glob("*.safetensors")) for name, tensor in read_safetensors(path).items()}
+    return {
+        name: tensor for path in sorted(TINY.glob("*.safetensors")) for name, tensor in read_safetensors(path).items()
+    }
 
 
 def copy_of_tiny(folder: Path, *, single_file: bool = True) -> Path:
