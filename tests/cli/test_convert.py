@@ -1,0 +1,213 @@
+"""phi4conv convert as a user meets it: what it prints, what it refuses, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import REPOSITORY, TINY, copy_of_tiny, edit_json, replace_tensors, tiny_tensors
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4998772184\n"
+SHARD = "model-00001-of-00002.safetensors"
+
+
+def phi4conv(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "phi4conv", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def pickled(folder: Path) -> None:
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
+
+
+def without_tensor(folder: Path) -> None:
+    tensors = tiny_tensors()
+    del tensors["model.layers.3.mlp.down_proj.weight"]
+    replace_tensors(folder, tensors)
+
+
+def with_unknown_tensor(folder: Path) -> None:
+    tensors = tiny_tensors()
+    replace_tensors(folder, {**tensors, "model.vision.weight": tensors["model.norm.weight"]})
+
+
+def fp8(folder: Path) -> None:
+    quantized = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    edit_json(folder / "config.json", lambda data: data.update(quantization_config=quantized))
+
+
+def gptq_tensors(folder: Path) -> None:
+    tensors = tiny_tensors()
+    renamed = {name.replace("down_proj.weight", "down_proj.qweight"): tensor for name, tensor in tensors.items()}
+    replace_tensors(folder, renamed)
+
+
+def small_embedding(folder: Path) -> None:
+    tensors = tiny_tensors()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = (tensors[name][0], tensors[name][1][:1000])
+    replace_tensors(folder, tensors)
+    edit_json(folder / "config.json", lambda data: data.update(vocab_size=1000))
+
+
+def truncated(folder: Path) -> None:
+    data = (folder / SHARD).read_bytes()
+    (folder / SHARD).write_bytes(data[: len(data) - 1000])
+
+
+def path_in_index(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace(SHARD, f"../{SHARD}"))
+
+
+# What is done to the folder, and words of the message that tell a stranger what to do.
+REFUSALS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
+    "empty folder": (empty, ("config.json",)),
+    "no config": (lambda folder: (folder / "config.json").unlink(), ("config.json",)),
+    "LFS pointer": (lambda folder: (folder / SHARD).write_text(LFS_POINTER), ("Git LFS", "git lfs pull", SHARD)),
+    "HTML page": (lambda folder: (folder / "config.json").write_text("<!doctype html><html>"), ("HTML", "config.json")),
+    "HTML tokenizer": (lambda folder: (folder / "tokenizer.json").write_text("<html>"), ("HTML", "tokenizer.json")),
+    "truncated shard": (truncated, ("truncated", SHARD)),
+    "missing shard": (lambda folder: (folder / SHARD).unlink(), (SHARD,)),
+    "missing tensor": (without_tensor, ("a tensor is missing", "model.layers.3.mlp.down_proj.weight")),
+    "unknown tensor": (with_unknown_tensor, ("no GGUF name", "model.vision.weight")),
+    "wrong shape": (
+        lambda folder: edit_json(folder / "config.json", lambda data: data.update(intermediate_size=768)),
+        ("config.json and the weights disagree", "(256, 768)", "(256, 512)"),
+    ),
+    "fp8": (fp8, ("already quantized", "fp8")),
+    "GPTQ": (gptq_tensors, ("GPTQ",)),
+    "pickle": (pickled, ("pytorch_model.bin", "safetensors")),
+    "small embedding": (small_embedding, ("more tokens than the embedding has rows", "1,024", "1,000")),
+    "path in the index": (path_in_index, ("index", f"../{SHARD}")),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ("tokenizer.json",)),
+    "another model": (
+        lambda folder: edit_json(folder / "config.json", lambda data: data.update(architectures=["GemmaForCausalLM"])),
+        ("not a Phi-4", "GemmaForCausalLM"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_bad_folder_gives_one_clear_message_and_no_file(tmp_path: Path, case: str) -> None:
+    spoil, words = REFUSALS[case]
+    folder = copy_of_tiny(tmp_path / "model", single_file=False)
+    spoil(folder)
+    finished = phi4conv("convert", folder, tmp_path / "out.gguf")
+    assert finished.returncode == 2
+    assert finished.stdout == ""
+    assert finished.stderr.startswith("error: ")
+    assert "Traceback" not in finished.stderr
+    for word in words:
+        assert word in finished.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_missing_folder_is_told(tmp_path: Path) -> None:
+    finished = phi4conv("convert", tmp_path / "phi-4", tmp_path / "out.gguf")
+    assert finished.returncode == 2
+    assert "no such model folder" in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--type", "Q9_X"], "Q9_X"),
+        (["--type", "Q4_K_M"], "this version writes F32, F16, BF16, Q8_0"),
+        (["--tensor-type", "ffn_down"], "expected REGEX=TYPE"),
+        (["--tensor-type", "ffn_down=Q9"], "no tensor type 'Q9'"),
+        (["--token-embedding-type", "big"], "no tensor type 'big'"),
+        (["--threads", "0"], "--threads"),
+        (["--metadata", "no-such-file.json"], "no-such-file.json"),
+        (["--name", "my phi-3 tune"], "general.name must not contain phi-3"),
+        (["--no-such-option"], "--no-such-option"),
+    ],
+)
+def test_a_wrong_option_is_named(tmp_path: Path, arguments: list[str], words: str) -> None:
+    finished = phi4conv("convert", TINY, tmp_path / "out.gguf", *arguments)
+    assert finished.returncode == 2
+    assert words in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_summary_tells_what_was_written(tmp_path: Path) -> None:
+    finished = phi4conv("convert", TINY, tmp_path / "tiny-Q8_0.gguf")
+    assert finished.returncode == 0
+    for words in ("tiny-Q8_0.gguf", "27 tensors: 18 Q8_0, 9 F32", "2.83 MiB", "8.52 bits per weight"):
+        assert words in finished.stdout
+
+
+def test_json_is_one_document_and_nothing_else(tmp_path: Path) -> None:
+    finished = phi4conv("convert", TINY, tmp_path / "tiny-Q8_0.gguf", "--json")
+    document = json.loads(finished.stdout)
+    assert (document["schema"], document["command"], document["dry_run"]) == ("phi4conv.convert/1", "convert", False)
+    assert document["size_bytes"] == (tmp_path / "tiny-Q8_0.gguf").stat().st_size
+    assert document["tensors_by_type"] == {"Q8_0": 18, "F32": 9}
+
+
+def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
+    finished = phi4conv("convert", TINY, tmp_path / "out.gguf", "--type", "q8_0", "--dry-run", "--json")
+    document = json.loads(finished.stdout)
+    assert finished.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+    assert {"tensors", "size_bytes", "bits_per_weight", "metadata"} <= document.keys()
+    assert document["tensors"][0] == {
+        "name": "output.weight",
+        "shape": [1024, 256],
+        "type": "Q8_0",
+        "source": ["lm_head.weight"],
+        "reason": "Q8_0: every matrix",
+    }
+    shown = phi4conv("convert", TINY, tmp_path / "out.gguf", "--dry-run").stdout.splitlines()
+    assert len(shown) == 28
+    assert shown[0].startswith("output.weight")
+    assert "27 tensors, 2,754,816 weights" in shown[-1]
+
+
+def test_an_error_with_json_is_a_document_too(tmp_path: Path) -> None:
+    finished = phi4conv("convert", tmp_path / "nothing", tmp_path / "out.gguf", "--json")
+    document = json.loads(finished.stdout)
+    assert finished.returncode == 2
+    assert document["schema"] == "phi4conv.error/1"
+    assert document["error"]["problems"][0]["what"] == "no such model folder"
+
+
+def test_quiet_says_nothing(tmp_path: Path) -> None:
+    finished = phi4conv("convert", TINY, tmp_path / "tiny-F16.gguf", "--type", "BF16", "--quiet")
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
+
+
+def test_a_name_that_contradicts_the_type_is_a_warning(tmp_path: Path) -> None:
+    finished = phi4conv("convert", TINY, tmp_path / "tiny-F16.gguf", "--type", "BF16")
+    assert finished.returncode == 0
+    assert "warning: tiny-F16.gguf says F16, but --type is BF16" in finished.stderr
+
+
+def test_the_launcher_works_in_a_bare_clone(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "cli.py"), "convert", str(TINY), str(tmp_path / "out.gguf"), "--quiet"]
+    assert subprocess.run(command, check=False, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "out.gguf").exists()
+
+
+def test_help_is_light() -> None:
+    script = (
+        "import sys; from phi4conv import cli; sys.argv = ['phi4conv', 'convert', '--help']\n"
+        "try: cli.main()\n"
+        "finally: print(sorted({'numpy', 'gguf', 'rich', 'tokenizers', 'torch'} & set(sys.modules)), file=sys.stderr)"
+    )
+    finished = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert finished.stderr == "[]\n"
+    assert "--allow-non-finite" in finished.stdout
