@@ -23,7 +23,8 @@ class Command(click.Command):
         except Phi4ConvError as error:
             if ctx.params.get("as_json"):
                 show_json("error", str(ctx.info_name), error={"problems": [vars(p) for p in error.problems]})
-            click.echo(f"error: {error}", err=True)
+            for problem in error.problems:
+                click.echo("error: " + "\n".join(problem.lines()), err=True)
             ctx.exit(error.exit_code)
 
 

@@ -10,7 +10,7 @@ Defect codes, permanent once released:
     unsupported-version   neither 2 nor 3
     big-endian            readable, but not by llama.cpp on the usual machines
     truncated-header      the file ends inside its header
-    absurd-count          more pairs, tensors or inner arrays than any real file; not read
+    absurd-count          more pairs, tensors, inner arrays or strings than any real file; reading stops
     absurd-length         a string or array too large to believe; reading stops
     unknown-value-type    its size cannot be known; reading stops
     nested-array          read, but refused by llama.cpp; reading stops where the nesting goes too deep
@@ -37,15 +37,10 @@ Rules are those of ggml's docs/gguf.md and of llama.cpp's ggml/src/gguf.cpp.
 
 from __future__ import annotations
 
-import struct
-from array import array
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from gguf import (
     GGML_QUANT_SIZES,
     GGUF_DEFAULT_ALIGNMENT,
@@ -57,33 +52,19 @@ from gguf import (
 
 from phi4conv.errors import FormatError, Problem
 from phi4conv.files import PositionedReader
+from phi4conv.gguf_file.cursor import MAX_ENTRIES, Cursor, Defects, Unreadable
 from phi4conv.gguf_file.layout import (
     MAX_DIMENSIONS,
     MAX_TENSOR_NAME_BYTES,
-    SCALAR_FORMATS,
-    ByteOrder,
-    Defect,
     GGUFFile,
-    InnerArray,
-    LazyStrings,
     MetadataPair,
-    Numbers,
     TensorEntry,
-    is_utf8,
     padded,
 )
 
-# Bounds on what a hostile header can make the reader hold. Real headers are below 50 MB (the Hub's
-# parser stops there), have under a hundred pairs and, with unfused experts, some ten thousand tensors.
-MAX_HEADER_BYTES = 128 << 20
-MAX_ENTRIES = 1 << 18
-MAX_NESTING = 4
 MAX_READABLE_DIMENSIONS = 8
-MAX_DEFECTS_OF_ONE_CODE = 100
 
 _READABLE_VERSIONS = (2, 3)
-_FIRST_WINDOW = 1 << 20
-_VALUE_TYPES = {int(known): known for known in (*SCALAR_FORMATS, GGUFValueType.STRING, GGUFValueType.ARRAY)}
 _TENSOR_TYPES: dict[int, GGMLQuantizationType | int] = {int(known): known for known in GGML_QUANT_SIZES}
 _MAGIC = GGUF_MAGIC.to_bytes(4, "little")
 
@@ -113,7 +94,7 @@ def read_gguf(path: Path) -> GGUFFile:
         beginning = reader.read(0, min(size, 64))
         if not beginning.startswith(_MAGIC):
             raise FormatError(_not_a_gguf(path, beginning))
-        return _read(path, _Cursor(reader, size))
+        return _read(path, Cursor(reader, size))
     except OSError as error:
         raise FormatError(
             Problem("cannot read the GGUF", where=str(path), expected="a readable file", found=str(error))
@@ -131,175 +112,7 @@ def _not_a_gguf(path: Path, beginning: bytes) -> Problem:
     return Problem("not a GGUF file", where=str(path), expected=expected, found=found, next_step=next_step)
 
 
-class _Unreadable(Exception):  # noqa: N818  # not an error: it ends the reading and becomes a defect
-    """Nothing after this place in the header can be understood."""
-
-    def __init__(self, code: str, message: str) -> None:
-        self.code = code
-        self.message = message
-        super().__init__(message)
-
-
-class _Defects:
-    """Collects defects; of one code only the first hundred, then a count."""
-
-    def __init__(self) -> None:
-        self._kept: list[Defect] = []
-        self._counts: Counter[str] = Counter()
-
-    def add(self, code: str, message: str, where: str, offset: int | None = None) -> None:
-        self._counts[code] += 1
-        if self._counts[code] <= MAX_DEFECTS_OF_ONE_CODE:
-            self._kept.append(Defect(code, message, where, offset))
-
-    def all(self) -> tuple[Defect, ...]:
-        more = (
-            Defect(code, f"{count - MAX_DEFECTS_OF_ONE_CODE:,} more of this kind are not listed", "file")
-            for code, count in self._counts.items()
-            if count > MAX_DEFECTS_OF_ONE_CODE
-        )
-        return (*self._kept, *more)
-
-
-class _Cursor:
-    """Walks forward through the header, fetching it in windows that grow."""
-
-    def __init__(self, reader: PositionedReader, size: int) -> None:
-        self.reader = reader
-        self.size = size  # of the file
-        self.data = b""  # the file from its start, as far as it has been fetched
-        self.position = 0
-        self.byte_order: ByteOrder = "little"
-        self.length_bytes = 8  # of a string length, an array length, a count, a dimension
-        self.where = "header"  # what is being read, for defects
-        self.inner_arrays = 0
-        self.defects = _Defects()
-
-    def note(self, code: str, message: str, offset: int | None = None) -> None:
-        """Record a defect of what is being read."""
-        self.defects.add(code, message, self.where, self.position if offset is None else offset)
-
-    def need(self, end: int) -> bytes:
-        """Fetch the file up to this offset; raises _Unreadable when that cannot be."""
-        if end > MAX_HEADER_BYTES:
-            raise _Unreadable(
-                "absurd-length",
-                f"this would end at byte {end:,}; a header beyond {MAX_HEADER_BYTES >> 20} MiB is not believed",
-            )
-        if end > self.size:
-            raise _Unreadable(
-                "truncated-header",
-                f"the file ends inside its header: {end:,} bytes or more expected, {self.size:,} found",
-            )
-        if end > len(self.data):
-            window = min(max(end, 4 * len(self.data), _FIRST_WINDOW), self.size, MAX_HEADER_BYTES)
-            self.data += self.reader.read(len(self.data), window - len(self.data))
-        return self.data
-
-    def number(self, format_: str) -> Any:
-        """One number in a format of the `struct` module."""
-        layout = struct.Struct(("<" if self.byte_order == "little" else ">") + format_)
-        data = self.need(self.position + layout.size)
-        (value,) = layout.unpack_from(data, self.position)
-        self.position += layout.size
-        return value
-
-    def length(self) -> int:
-        return int(self.number("Q" if self.length_bytes == 8 else "I"))
-
-    def text(self) -> str:
-        """A string after its length."""
-        start = self.position
-        size = self.length()
-        data = self.need(self.position + size)
-        decoded = data[self.position : self.position + size].decode("utf-8", "surrogateescape")
-        self.position += size
-        if not is_utf8(decoded):
-            self.note("bad-utf8", "bytes that are not UTF-8", start)
-        return decoded
-
-    def value_type(self) -> GGUFValueType:
-        number = self.number("I")
-        if number not in _VALUE_TYPES:
-            raise _Unreadable("unknown-value-type", f"value type {number}; the format knows 0 to {max(_VALUE_TYPES)}")
-        return _VALUE_TYPES[number]
-
-    def value(self, value_type: GGUFValueType) -> Any:
-        """A scalar or a string."""
-        if value_type == GGUFValueType.STRING:
-            return self.text()
-        value = self.number(SCALAR_FORMATS[value_type])
-        if value_type == GGUFValueType.BOOL:
-            if value > 1:
-                self.note("bad-bool", f"a boolean's byte is {value}, not 0 or 1", self.position - 1)
-            return bool(value)
-        return value
-
-    def array(self, depth: int = 0) -> tuple[GGUFValueType, Sequence[Any]]:
-        """An array's item type and its items."""
-        item_type = self.value_type()
-        count = self.length()
-        if item_type == GGUFValueType.STRING:
-            return item_type, self._strings(count)
-        if item_type == GGUFValueType.ARRAY:
-            return item_type, self._arrays(count, depth + 1)
-        return item_type, self._numbers(SCALAR_FORMATS[item_type], count, boolean=item_type == GGUFValueType.BOOL)
-
-    def _numbers(self, format_: str, count: int, *, boolean: bool) -> Numbers:
-        start = self.position
-        stored = np.dtype(format_).newbyteorder("<" if self.byte_order == "little" else ">")
-        end = start + count * stored.itemsize
-        # A copy, so that the window of the file is not kept alive.
-        values = np.frombuffer(self.need(end)[start:end], dtype=stored).astype(stored.newbyteorder("="))
-        self.position = end
-        if boolean:
-            wrong = np.flatnonzero(values > 1)
-            if len(wrong):
-                self.note(
-                    "bad-bool",
-                    f"{len(wrong):,} booleans are neither 0 nor 1; the first is item {wrong[0]}, {values[wrong[0]]}",
-                    start + int(wrong[0]),
-                )
-            values = values.astype(np.bool_)
-        return Numbers(values)
-
-    def _strings(self, count: int) -> LazyStrings:
-        """Find where each of count strings ends; their text is decoded when it is asked for."""
-        start = position = self.position
-        width, order = self.length_bytes, self.byte_order
-        data = self.need(start + count * width)
-        available = len(data)
-        ends = array("Q")
-        from_bytes, append = int.from_bytes, ends.append
-        for _ in range(count):  # a vocabulary passes here 200,000 times: no calls that can be avoided
-            body = position + width
-            if body > available:
-                data = self.need(body)
-                available = len(data)
-            position = body + from_bytes(data[position:body], order)
-            if position > available:
-                data = self.need(position)
-                available = len(data)
-            append(position - start)
-        self.position = position
-        strings = LazyStrings(data[start:position], ends, width)
-        wrong = strings.bad_utf8()
-        if wrong:
-            self.note("bad-utf8", f"{len(wrong):,} items hold bytes that are not UTF-8; the first is {wrong[0]}", start)
-        return strings
-
-    def _arrays(self, count: int, depth: int) -> Sequence[InnerArray]:
-        if depth == 1:
-            self.note("nested-array", "an array of arrays, which llama.cpp refuses to load")
-        if depth > MAX_NESTING:
-            raise _Unreadable("nested-array", f"arrays nested more than {MAX_NESTING} deep")
-        self.inner_arrays += count
-        if self.inner_arrays > MAX_ENTRIES:
-            raise _Unreadable("absurd-count", f"{count:,} arrays in an array")
-        return tuple(InnerArray(*self.array(depth)) for _ in range(count))
-
-
-def _read(path: Path, cursor: _Cursor) -> GGUFFile:
+def _read(path: Path, cursor: Cursor) -> GGUFFile:
     version = 0
     metadata: dict[str, MetadataPair] = {}
     tensors: list[TensorEntry] = []
@@ -313,7 +126,7 @@ def _read(path: Path, cursor: _Cursor) -> GGUFFile:
         for entry in _read_tensors(cursor, tensor_count):
             tensors.append(entry)  # noqa: PERF402  # what came before a cut is kept
         complete = True
-    except _Unreadable as stop:
+    except Unreadable as stop:
         cursor.note(stop.code, stop.message)
     alignment = _alignment(metadata.get(Keys.General.ALIGNMENT), cursor.defects)
     data_offset = padded(cursor.position, alignment) if complete and tensors else cursor.position
@@ -334,7 +147,7 @@ def _read(path: Path, cursor: _Cursor) -> GGUFFile:
     )
 
 
-def _read_version(cursor: _Cursor) -> int:
+def _read_version(cursor: Cursor) -> int:
     version = int(cursor.number("I"))
     # Versions are small: with its low half empty the number was written by the other byte order.
     if version and version & 0xFFFF == 0:
@@ -348,9 +161,9 @@ def _read_version(cursor: _Cursor) -> int:
     return version
 
 
-def _read_pairs(cursor: _Cursor, count: int) -> Iterator[MetadataPair]:
+def _read_pairs(cursor: Cursor, count: int) -> Iterator[MetadataPair]:
     if count > MAX_ENTRIES:
-        raise _Unreadable("absurd-count", f"the header claims {count:,} metadata pairs")
+        raise Unreadable("absurd-count", f"the header claims {count:,} metadata pairs")
     seen: set[str] = set()
     for index in range(count):
         cursor.where = f"metadata pair {index + 1} of {count}"
@@ -370,10 +183,10 @@ def _read_pairs(cursor: _Cursor, count: int) -> Iterator[MetadataPair]:
             yield MetadataPair(key, value_type, cursor.value(value_type))
 
 
-def _read_tensors(cursor: _Cursor, count: int) -> Iterator[TensorEntry]:
+def _read_tensors(cursor: Cursor, count: int) -> Iterator[TensorEntry]:
     cursor.where = "tensor table"
     if count > MAX_ENTRIES:
-        raise _Unreadable("absurd-count", f"the header claims {count:,} tensors")
+        raise Unreadable("absurd-count", f"the header claims {count:,} tensors")
     seen: set[str] = set()
     for index in range(count):
         cursor.where = f"tensor {index + 1} of {count}"
@@ -385,7 +198,7 @@ def _read_tensors(cursor: _Cursor, count: int) -> Iterator[TensorEntry]:
         seen.add(name)
         dimension_count = cursor.number("I")
         if dimension_count > MAX_READABLE_DIMENSIONS:
-            raise _Unreadable("bad-dimensions", f"{dimension_count:,} dimensions; ggml has up to {MAX_DIMENSIONS}")
+            raise Unreadable("bad-dimensions", f"{dimension_count:,} dimensions; ggml has up to {MAX_DIMENSIONS}")
         dimensions = [cursor.length() for _ in range(dimension_count)]
         type_number = cursor.number("I")
         qtype = _TENSOR_TYPES.get(type_number, type_number)
@@ -424,7 +237,7 @@ def _has_size(entry: TensorEntry) -> bool:
     return _row(entry) % GGML_QUANT_SIZES[entry.qtype][0] == 0
 
 
-def _check_positions(tensors: Sequence[TensorEntry], alignment: int, data_offset: int, defects: _Defects) -> None:
+def _check_positions(tensors: Sequence[TensorEntry], alignment: int, data_offset: int, defects: Defects) -> None:
     """Note tensors that are misaligned, out of order, overlapping or apart."""
     for ahead, entry in pairwise(tensors):
         if entry.offset < ahead.offset:
@@ -452,7 +265,7 @@ def _check_positions(tensors: Sequence[TensorEntry], alignment: int, data_offset
             end = max(end, entry.offset + entry.size_bytes)
 
 
-def _check_file_size(tensors: Sequence[TensorEntry], alignment: int, data_offset: int, cursor: _Cursor) -> None:
+def _check_file_size(tensors: Sequence[TensorEntry], alignment: int, data_offset: int, cursor: Cursor) -> None:
     """Note data that the file is too short for, or bytes that belong to no tensor."""
     sized = [entry for entry in tensors if _has_size(entry)]
     end = data_offset + max((entry.offset + entry.size_bytes for entry in sized), default=0)
@@ -471,7 +284,7 @@ def _check_file_size(tensors: Sequence[TensorEntry], alignment: int, data_offset
         cursor.defects.add("trailing-bytes", f"{extra:,} bytes after the last tensor", "file", padded(end, alignment))
 
 
-def _alignment(pair: MetadataPair | None, defects: _Defects) -> int:
+def _alignment(pair: MetadataPair | None, defects: Defects) -> int:
     """The alignment of the data section in bytes; the default one when the file's own cannot be."""
     if pair is None:
         return GGUF_DEFAULT_ALIGNMENT

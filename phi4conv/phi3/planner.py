@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gguf.constants import GGMLQuantizationType
 
@@ -14,13 +14,15 @@ from phi4conv.errors import CheckpointError, ConversionError, Problem
 from phi4conv.hf.checkpoint import Checkpoint
 from phi4conv.hf.config import Phi3Config, read_config
 from phi4conv.hf.model_card import read_model_card
-from phi4conv.hf.tokenizer import read_vocabulary
+from phi4conv.hf.tokenizer import VocabularyReading, read_vocabulary
 from phi4conv.phi3.metadata import metadata_pairs, safe_name
 from phi4conv.phi3.tensors import check_tensors, gguf_tensors, left_out
 from phi4conv.plan import ConversionPlan, TensorPlan
 from phi4conv.quant.mix import FILE_TYPES, FileType, TypeRules, is_quantizable, matches
 from phi4conv.rows import RowSource
 from phi4conv.vocab import Vocabulary
+
+T = TypeVar("T")
 
 # Only Phi-4 has this special token; by it a checkpoint saved as a Llama is told from a real Llama.
 PHI4_MARK = "<|im_sep|>"
@@ -59,22 +61,20 @@ def plan(folder: Path, options: ConversionOptions) -> ConversionPlan:
         ConversionError: The options cannot be met.
     """
     check_folder(folder)
-    config = read_config(folder)
-    reading = read_vocabulary(folder, config.special_ids)
+    config, reading, checkpoint = read_folder(folder, vocab_only=options.vocab_only)
     check_family(config, reading.vocabulary, folder)
+    vocabulary = reading.vocabulary.padded(config.vocab_size)
     inputs = metadata_inputs(folder, options)
     tensors: tuple[TensorPlan, ...] = ()
     sources: Mapping[str, RowSource] = {}
-    if options.vocab_only:
+    if checkpoint is None:
         file_type = FILE_TYPES[options.file_type or "F16"]
     else:
-        checkpoint = Checkpoint.open(folder)
         inputs += checkpoint.files
         sources = checkpoint.tensors
         file_type = FILE_TYPES[options.file_type or checkpoint.dtype]
         check_tensors(config, sources)
         tensors = plan_tensors(config, sources, file_type, options)
-    vocabulary = reading.vocabulary.padded(config.vocab_size)
     card, renamed = named_card(folder, options, sum(tensor.weight_count for tensor in tensors))
     return ConversionPlan(
         file_type=file_type.name,
@@ -91,7 +91,7 @@ def check_folder(folder: Path) -> None:
     """Refuse what is no model folder, in the words that help most.
 
     Raises:
-        CheckpointError: The folder is missing, a file, or only an adapter.
+        CheckpointError: The folder is missing, a file, empty, or only an adapter.
     """
     if not folder.exists():
         raise CheckpointError(
@@ -101,6 +101,8 @@ def check_folder(folder: Path) -> None:
         raise CheckpointError(
             Problem("not a folder", where=str(folder), expected="a Hugging Face model folder with config.json")
         )
+    if not any(folder.iterdir()):
+        raise CheckpointError(Problem("an empty folder", where=str(folder), next_step="download the model into it"))
     if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
         raise CheckpointError(
             Problem(
@@ -109,6 +111,31 @@ def check_folder(folder: Path) -> None:
                 next_step="merge it into its base model (merge_and_unload), save that and convert it",
             )
         )
+
+
+def read_folder(folder: Path, *, vocab_only: bool) -> tuple[Phi3Config, VocabularyReading, Checkpoint | None]:
+    """Configuration, vocabulary and tensor headers; the tensors only when they are to be written.
+
+    Raises:
+        CheckpointError: With the problems of all three, so that one attempt shows whatever is wrong.
+    """
+    problems: list[Problem] = []
+    checkpoint = None if vocab_only else attempt(lambda: Checkpoint.open(folder), problems)
+    config = attempt(lambda: read_config(folder), problems)
+    # Without the configuration a missing end-of-text token may be a consequence, not a problem of its own.
+    reading = attempt(lambda: read_vocabulary(folder, config.special_ids), problems) if config else None
+    if config is None or reading is None or problems:
+        raise CheckpointError(*problems)
+    return config, reading, checkpoint
+
+
+def attempt(read: Callable[[], T], problems: list[Problem]) -> T | None:
+    """What read gives, or None and its problems added to the list."""
+    try:
+        return read()
+    except CheckpointError as error:
+        problems += error.problems
+        return None
 
 
 def check_family(config: Phi3Config, vocabulary: Vocabulary, folder: Path) -> None:

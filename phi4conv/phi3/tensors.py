@@ -95,7 +95,7 @@ def check_tensors(config: Phi3Config, tensors: Mapping[str, RowSource]) -> None:
             expected=f"shape {shape}, from config.json",
             next_step="llama.cpp would silently use the embedding instead; set tie_word_embeddings if that is meant"
             if name == HEAD
-            else "",
+            else "download the whole checkpoint again, or save the whole model",
         )
         for name, shape in expected.items()
         if name not in tensors

@@ -54,6 +54,11 @@ def gptq_tensors(folder: Path) -> None:
     replace_tensors(folder, renamed)
 
 
+def several(folder: Path) -> None:
+    (folder / SHARD).write_text(LFS_POINTER)
+    edit_json(folder / "config.json", lambda data: data.update(hidden_act="gelu"))
+
+
 def small_embedding(folder: Path) -> None:
     tensors = tiny_tensors()
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
@@ -74,7 +79,7 @@ def path_in_index(folder: Path) -> None:
 
 # What is done to the folder, and words of the message that tell a stranger what to do.
 REFUSALS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
-    "empty folder": (empty, ("config.json",)),
+    "empty folder": (empty, ("an empty folder",)),
     "no config": (lambda folder: (folder / "config.json").unlink(), ("config.json",)),
     "LFS pointer": (lambda folder: (folder / SHARD).write_text(LFS_POINTER), ("Git LFS", "git lfs pull", SHARD)),
     "HTML page": (lambda folder: (folder / "config.json").write_text("<!doctype html><html>"), ("HTML", "config.json")),
@@ -91,6 +96,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "GPTQ": (gptq_tensors, ("GPTQ",)),
     "pickle": (pickled, ("pytorch_model.bin", "safetensors")),
     "small embedding": (small_embedding, ("more tokens than the embedding has rows", "1,024", "1,000")),
+    "several problems": (several, ("Git LFS", "hidden_act is not usable")),
     "path in the index": (path_in_index, ("index", f"../{SHARD}")),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ("tokenizer.json",)),
     "another model": (
