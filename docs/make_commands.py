@@ -29,9 +29,9 @@ its `schema` and `command`; after an error it is a `phi4conv.error/1` document w
 def page() -> str:
     """The whole page."""
     sections = [INTRODUCTION]
-    parent = click.Context(cli, info_name="phi4conv", terminal_width=WIDTH, help_option_names=["-h", "--help"])
+    parent = click.Context(cli, info_name="phi4conv", terminal_width=WIDTH)
     for name, command in sorted(cli.commands.items()):
-        context = click.Context(command, info_name=name, parent=parent)
+        context = click.Context(command, info_name=name, parent=parent, **command.context_settings)
         sections.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(sections)
 

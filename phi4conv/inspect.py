@@ -6,7 +6,7 @@ It reports what the file says and what breaks the format; whether a Phi-4 should
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,7 +246,7 @@ def as_document(inspection: Inspection) -> dict[str, Any]:
             for kind in inspection.tensor_types
         ],
         "vocabulary": _vocabulary_document(inspection.vocabulary),
-        "metadata": {_json_value(pair.key): _pair_document(pair) for pair in file.metadata.values()},
+        "metadata": metadata_document(file.metadata.values()),
         "tensors": [
             {
                 "name": _json_value(entry.name),
@@ -282,6 +282,16 @@ def _vocabulary_document(vocabulary: VocabularySummary | None) -> dict[str, Any]
         "chat_template_length": vocabulary.chat_template_length,
         "extra_templates": _json_value(vocabulary.extra_templates),
     }
+
+
+def metadata_document(pairs: Iterable[MetadataPair]) -> dict[str, Any]:
+    """Metadata for a JSON document: by key the type and the value, of a long array the length and the first items.
+
+    >>> from phi4conv.gguf_file import layout
+    >>> metadata_document([layout.u32("phi3.block_count", 40)])
+    {'phi3.block_count': {'type': 'UINT32', 'value': 40}}
+    """
+    return {_json_value(pair.key): _pair_document(pair) for pair in pairs}
 
 
 def _pair_document(pair: MetadataPair) -> dict[str, Any]:

@@ -232,7 +232,7 @@ cli.main()
 def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     target = tmp_path / "out.gguf"
     target.write_bytes(b"old")
-    command = [sys.executable, "-c", SLOW_CONVERSION, str(TINY), str(target), "--force", "--quiet"]
+    command = [sys.executable, "-c", SLOW_CONVERSION, str(TINY), str(target), "--force", "--quiet", "--threads=1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "working\n"

@@ -137,13 +137,15 @@ def parse_override(text: str) -> tuple[str, GGMLQuantizationType]:
 
 def plan_document(plan: ConversionPlan) -> dict[str, Any]:
     """The plan for --json."""
+    from phi4conv.inspect import metadata_document
+
     return {
         "type": plan.file_type,
         "size_bytes": plan.size_bytes,
         "weights": plan.weight_count,
         "bits_per_weight": round(plan.bits_per_weight, 4),
         "warnings": list(plan.warnings),
-        "metadata": {pair.key: shown_value(pair.value) for pair in plan.metadata},
+        "metadata": metadata_document(plan.metadata),
         "tensors": [
             {
                 "name": tensor.name,
@@ -156,14 +158,6 @@ def plan_document(plan: ConversionPlan) -> dict[str, Any]:
         ],
         "left_out": [{"name": left.name, "reason": left.reason} for left in plan.left_out],
     }
-
-
-def shown_value(value: Any) -> Any:
-    """A metadata value for --json; long arrays by their length."""
-    if isinstance(value, str | int | float):
-        return value
-    items = list(value)
-    return items if len(items) <= 100 else {"length": len(items), "first": items[:3]}
 
 
 def result_document(result: ConversionResult) -> dict[str, Any]:

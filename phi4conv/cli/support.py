@@ -16,6 +16,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Command(click.Command):
     """A command that shows a Phi4ConvError as a message (and, with --json, as a document) and exits with its code."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
+        super().__init__(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:

@@ -158,7 +158,7 @@ MISTAKES = (
     _Mistake(
         re.compile(rb"GGUF"),
         "a GGUF file under another name",
-        "`phi4conv convert` reads the Hugging Face files; `phi4conv quantize` reads GGUF",
+        "name the Hugging Face files that the GGUF was made from",
     ),
     _Mistake(re.compile(rb"\x1f\x8b"), "a gzip archive", "unpack it, or download the file itself"),
     _Mistake(

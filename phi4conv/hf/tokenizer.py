@@ -8,7 +8,7 @@ name of the field; what is odd but convertible becomes a warning.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,20 +18,16 @@ from phi4conv.errors import CheckpointError, Problem
 from phi4conv.hf.chat_template import is_there, read_chat_templates
 from phi4conv.hf.json_file import listed, read_json_object, shortened
 from phi4conv.hf.pre_tokenizer import pre_tokenizer_name
-from phi4conv.vocab import SpecialIds, Vocabulary, byte_alphabet, pad_text
+from phi4conv.hf.special_tokens import CONFIG_FILE, SPECIAL_MAP_FILE, added_ends, flag_warnings, special_ids
+from phi4conv.vocab import Vocabulary, byte_alphabet, pad_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-SPECIAL_MAP_FILE = "special_tokens_map.json"
 
 # The Hub's parser of GGUF headers gives up on longer arrays, and an id costs a row of [PADn] up to it.
 MAX_TOKENS = 1_000_000
-
-# End-of-turn tokens of Phi-4, Phi-4-mini and Llama 3 style fine-tunes, in order of preference.
-END_OF_TURN = ("<|im_end|>", "<|end|>", "<|eot_id|>")
 
 # A token that Phi-4 has and no other family: its regex is cl100k's, whatever the file says.
 PHI4_SEPARATOR = "<|im_sep|>"
@@ -80,7 +76,7 @@ def read_vocabulary(folder: Path, config_ids: Mapping[str, int | None]) -> Vocab
     compare_with_library(tokens.ids, tokenizer, where)
 
     sources = {CONFIG_FILE: settings, SPECIAL_MAP_FILE: special_map}
-    special, warnings = special_ids(tokens, sources, config_ids, str(folder))
+    special, warnings = special_ids(tokens.ids, tokens.types, sources, config_ids, str(folder))
     add_bos, add_eos = added_ends(tokenizer, special, where)
     warnings += token_warnings(tokens, merges, settings)
     warnings += flag_warnings(settings, {"add_bos_token": add_bos, "add_eos_token": add_eos})
@@ -329,91 +325,3 @@ def token_warnings(tokens: TokenTable, merges: Iterable[str], settings: Mapping[
     if other := configured - {(str(token_id), text) for token_id, text in tokens.texts.items()}:
         names = listed(text for _, text in sorted(other))
         yield f"{CONFIG_FILE} gives the added tokens {names} ids that {TOKENIZER_FILE} does not"
-
-
-def special_ids(
-    tokens: TokenTable,
-    sources: Mapping[str, Mapping[str, Any]],
-    config_ids: Mapping[str, int | None],
-    where: str,
-) -> tuple[SpecialIds, list[str]]:
-    """The special ids, from the first of the sources (JSON objects by file name) that names a token, then config.json.
-
-    With them comes a warning for each name that cannot be resolved and each file that was not followed. Raises
-    CheckpointError when nothing names an eos token.
-    """
-    ids = tokens.ids
-    warnings = []
-    known = set(ids.values())
-    found: dict[str, int] = {}
-    for role in (field.name for field in fields(SpecialIds) if field.name != "eot"):
-        candidates: dict[str, int] = {}
-        for file, content in sources.items():
-            text = token_text(content.get(f"{role}_token"))
-            if text and text in ids:
-                candidates[file] = ids[text]
-            elif text:
-                warnings.append(f"{file}: {role}_token {shortened(repr(text))} is not in the vocabulary")
-        config_id = config_ids.get(role)
-        if config_id in known:
-            candidates["config.json"] = config_id
-        elif config_id is not None:
-            warnings.append(f"config.json: {role}_token_id {config_id} is not the id of a token")
-        if candidates:
-            chosen, found[role] = next(iter(candidates.items()))
-            warnings += [
-                f"{role} is token {found[role]} in {chosen}, which is used, but token {token_id} in {file}"
-                for file, token_id in candidates.items()
-                if token_id != found[role]
-            ]
-    if "eos" not in found:
-        raise bad(
-            where,
-            "no end-of-text token: llama.cpp would take token 11, a comma",
-            expected=f"eos_token in {CONFIG_FILE} or {SPECIAL_MAP_FILE}, or eos_token_id in config.json",
-            next_step=f"add eos_token to {CONFIG_FILE}; Phi-4's is {END_OF_TURN[0]!r}",
-        )
-    if "bos" not in found:
-        found["bos"] = ids.get("<|endoftext|>", found["eos"])
-        warnings.append(f"no file names a bos token: {found['bos']} is used, since llama.cpp would take 11, a comma")
-    control = [ids[text] for text in END_OF_TURN if text in ids and tokens.types[ids[text]] == TokenType.CONTROL]
-    # Always set: without it llama.cpp takes the first text of a list that it meets in an unordered map, and Phi-4
-    # has two of them, <|im_end|> and <|endoftext|>.
-    return SpecialIds(eot=control[0] if control else found["eos"], **found), warnings
-
-
-def token_text(entry: Any) -> str | None:
-    """The text of a token in a configuration file: a string, or an object with its content."""
-    if isinstance(entry, dict):
-        entry = entry.get("content")
-    return entry if isinstance(entry, str) and entry else None
-
-
-def added_ends(tokenizer: Tokenizer, special: SpecialIds, where: str) -> tuple[bool, bool]:
-    """Whether the tokenizer itself puts bos before and eos behind a text, found by trying.
-
-    Raises CheckpointError when it adds anything else, for which GGUF has no key.
-    """
-    text = "Hello world"
-    plain = tokenizer.encode(text, add_special_tokens=False).ids
-    whole = tokenizer.encode(text, add_special_tokens=True).ids
-    for add_bos in (False, True):
-        for add_eos in (False, True):
-            if [special.bos] * add_bos + plain + [special.eos] * add_eos == whole:
-                return add_bos, add_eos
-    raise bad(
-        where,
-        "the post_processor adds tokens that GGUF cannot express",
-        expected=f"nothing, bos {special.bos} in front or eos {special.eos} behind {plain}",
-        found=str(whole),
-        next_step="remove post_processor from tokenizer.json, or name its tokens as bos_token and eos_token",
-    )
-
-
-def flag_warnings(settings: Mapping[str, Any], behaviour: Mapping[str, bool]) -> Iterator[str]:
-    """Where tokenizer_config.json says otherwise than the tokenizer does; transformers 5 ignores it, too."""
-    for key, does in behaviour.items():
-        says = settings.get(key)
-        if isinstance(says, bool) and says != does:
-            verb = "adds" if does else "does not add"
-            yield f"{CONFIG_FILE} is wrong about {key}: the tokenizer {verb} the token, and the GGUF says so too"

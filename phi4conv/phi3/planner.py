@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from gguf.constants import GGMLQuantizationType
 
 from phi4conv.errors import CheckpointError, ConversionError, Problem
-from phi4conv.hf.checkpoint import Checkpoint
+from phi4conv.hf.checkpoint import Checkpoint, folder_names
 from phi4conv.hf.config import Phi3Config, read_config
 from phi4conv.hf.model_card import read_model_card
 from phi4conv.hf.tokenizer import VocabularyReading, read_vocabulary
@@ -60,7 +60,6 @@ def plan(folder: Path, options: ConversionOptions) -> ConversionPlan:
         CheckpointError: The folder holds no checkpoint that can be converted.
         ConversionError: The options cannot be met.
     """
-    check_folder(folder)
     config, reading, checkpoint = read_folder(folder, vocab_only=options.vocab_only)
     check_family(config, reading.vocabulary, folder)
     vocabulary = reading.vocabulary.padded(config.vocab_size)
@@ -87,38 +86,13 @@ def plan(folder: Path, options: ConversionOptions) -> ConversionPlan:
     )
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse what is no model folder, in the words that help most.
-
-    Raises:
-        CheckpointError: The folder is missing, a file, empty, or only an adapter.
-    """
-    if not folder.exists():
-        raise CheckpointError(
-            Problem("no such model folder", where=str(folder), next_step="check the path; download the model first")
-        )
-    if not folder.is_dir():
-        raise CheckpointError(
-            Problem("not a folder", where=str(folder), expected="a Hugging Face model folder with config.json")
-        )
-    if not any(folder.iterdir()):
-        raise CheckpointError(Problem("an empty folder", where=str(folder), next_step="download the model into it"))
-    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
-        raise CheckpointError(
-            Problem(
-                "an adapter is not a model",
-                where=str(folder / "adapter_config.json"),
-                next_step="merge it into its base model (merge_and_unload), save that and convert it",
-            )
-        )
-
-
 def read_folder(folder: Path, *, vocab_only: bool) -> tuple[Phi3Config, VocabularyReading, Checkpoint | None]:
     """Configuration, vocabulary and tensor headers; the tensors only when they are to be written.
 
     Raises:
         CheckpointError: With the problems of all three, so that one attempt shows whatever is wrong.
     """
+    folder_names(folder)  # where there is no folder, or nothing in it, that is all there is to say
     problems: list[Problem] = []
     checkpoint = None if vocab_only else attempt(lambda: Checkpoint.open(folder), problems)
     config = attempt(lambda: read_config(folder), problems)

@@ -108,7 +108,7 @@ class LlamaCpp:
                     where=self._path,
                     expected=f"a model that llama.cpp loads (xllamacpp {self.version})",
                     found=self._last_words(),
-                    next_step="`phi4conv check` says what is wrong with it",
+                    next_step="`phi4conv inspect` shows what is in it",
                 )
             )
 
@@ -258,7 +258,7 @@ class LlamaCpp:
                     f"llama.cpp could not {name}: {value}",
                     where=self._path,
                     found=self._last_words(),
-                    next_step="`phi4conv check` the file; with a long context, see that memory suffices",
+                    next_step="look at the file with `phi4conv inspect`; with a long context, see that memory suffices",
                 )
             )
         return value
@@ -301,7 +301,7 @@ class LlamaCpp:
                 where=self._path,
                 expected="an answer",
                 found=self._last_words(),
-                next_step=HINTS.get(ending, "`phi4conv check` says what is wrong with the file, if it is the cause"),
+                next_step=HINTS.get(ending, "`phi4conv inspect` shows what is in the file, if that is the cause"),
             )
         )
 

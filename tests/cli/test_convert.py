@@ -124,7 +124,7 @@ def test_a_bad_folder_gives_one_clear_message_and_no_file(tmp_path: Path, case: 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:
     finished = phi4conv("convert", tmp_path / "phi-4", tmp_path / "out.gguf")
     assert finished.returncode == 2
-    assert "no such model folder" in finished.stderr
+    assert "no such folder" in finished.stderr
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_an_error_with_json_is_a_document_too(tmp_path: Path) -> None:
     document = json.loads(finished.stdout)
     assert finished.returncode == 2
     assert document["schema"] == "phi4conv.error/1"
-    assert document["error"]["problems"][0]["what"] == "no such model folder"
+    assert document["error"]["problems"][0]["what"] == "no such folder"
 
 
 def test_quiet_says_nothing(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from checkpoints import TINY
 from click.testing import CliRunner, Result
 from gguf import GGMLQuantizationType
 
+from phi4conv.cli.convert import convert
 from phi4conv.cli.inspect import inspect, parameters
 from phi4conv.gguf_file import layout
 from phi4conv.gguf_file.write import encode_header
@@ -93,6 +95,16 @@ def test_json_is_one_document(model: Path) -> None:
     assert document["metadata"]["general.name"] == {"type": "STRING", "value": "\x1b[31mred\nname [bold]"}
     assert [entry["name"] for entry in document["tensors"]] == ["output.weight", "output_norm.weight"]
     assert result.stderr == ""
+
+
+def test_convert_shows_metadata_in_the_same_form(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    converted = CliRunner().invoke(convert, [str(TINY), str(path), "--vocab-only", "--json"])
+    assert converted.exit_code == 0, converted.output
+    metadata = json.loads(run(str(path), "--json").stdout)["metadata"]
+    assert json.loads(converted.stdout)["metadata"] == metadata
+    assert metadata["tokenizer.ggml.tokens"]["length"] == 1024
+    assert len(metadata["tokenizer.ggml.tokens"]["first"]) == 8
 
 
 def test_quiet_still_shows_the_result(model: Path) -> None:

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from phi4conv.errors import FormatError
 from phi4conv.gguf_file import layout, read
-from phi4conv.gguf_file.cursor import MAX_DEFECTS_OF_ONE_CODE, MAX_STRINGS
 from phi4conv.gguf_file.layout import GGUFFile, InnerArray, MetadataPair, TensorEntry
 from phi4conv.gguf_file.write import encode_header
 
@@ -229,49 +228,6 @@ def test_truncated_data_name_both_sizes(read_bytes: ReadBytes) -> None:
 def test_a_file_may_end_without_its_last_padding(read_bytes: ReadBytes) -> None:
     data = two(tensor(b"a"), tensor(b"b", (1,), offset=32))
     assert read_bytes(data[:-28]).defects == ()
-
-
-def test_a_defect_without_end_is_counted(read_bytes: ReadBytes) -> None:
-    many = (pair(b"k", U32, bytes(4)),) * 500
-    defects = [defect for defect in read_bytes(gguf_bytes(many)).defects if defect.code == "duplicate-key"]
-    assert len(defects) == MAX_DEFECTS_OF_ONE_CODE + 1
-    assert "399 more" in defects[-1].message
-
-
-def strings(count: int) -> bytes:
-    """A pair that claims an array of so many strings, and holds four empty ones."""
-    return pair(b"k%d" % count, ARRAY, struct.pack("<IQ", STRING, count) + bytes(32))
-
-
-@pytest.mark.parametrize(
-    ("counts", "code"),
-    [
-        ((MAX_STRINGS,), "truncated-header"),
-        ((MAX_STRINGS + 1,), "absurd-count"),
-        ((4, MAX_STRINGS - 4), "truncated-header"),
-        ((4, MAX_STRINGS - 3), "absurd-count"),
-    ],
-)
-def test_strings_are_counted_over_all_arrays(read_bytes: ReadBytes, counts: tuple[int, ...], code: str) -> None:
-    file = read_bytes(gguf_bytes((ARCHITECTURE, *map(strings, counts))))
-    assert [defect.code for defect in file.defects] == [code]
-    assert list(file.metadata) == ["general.architecture", *(f"k{count}" for count in counts[:-1])]
-    assert not file.header_complete
-
-
-def test_millions_of_empty_strings_are_not_fetched(tmp_path: Path) -> None:
-    path = tmp_path / "file.gguf"
-    with path.open("wb") as file:
-        file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + pair(b"k", ARRAY, struct.pack("<IQ", STRING, 15_000_000)))
-        file.truncate(15_000_000 * 8 + 100)  # zeros, and no blocks on the disk
-    tracemalloc.start()
-    try:
-        defects = read.read_gguf(path).defects
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert [defect.code for defect in defects] == ["absurd-count"]
-    assert peak < 4 << 20
 
 
 @pytest.mark.parametrize(

@@ -4,100 +4,33 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import gguf
 import pytest
 from gguf import TokenType
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.models import BPE
+from small_tokenizers import (
+    DUMMY,
+    ENDOFTEXT,
+    IM_END,
+    MERGES,
+    NO_IDS,
+    SETTINGS,
+    SPECIALS,
+    Json,
+    add_token,
+    end_with,
+    read_changed,
+    setting,
+    small_tokenizer,
+    write_folder,
+)
 
 from phi4conv.errors import CheckpointError
-from phi4conv.hf.pre_tokenizer import CL100K, O200K
-from phi4conv.hf.tokenizer import VocabularyReading, read_vocabulary
+from phi4conv.hf.pre_tokenizer import O200K
+from phi4conv.hf.tokenizer import read_vocabulary
 from phi4conv.vocab import SpecialIds, Vocabulary, byte_alphabet
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-
-MERGES = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w")]
-SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|dummy_85|>")
-ENDOFTEXT, IM_START, IM_END, IM_SEP, DUMMY = range(261, 266)
-NO_IDS: dict[str, int | None] = {"bos": None, "eos": None, "pad": None}
-
-Json = dict[str, Any]
-
-
-def small_tokenizer() -> Json:
-    """The tokenizer.json of a Phi-4 with five merges: 256 bytes, 5 merged tokens, 5 special ones.
-
-    As in Phi-4's own file the vocabulary lists the added tokens too, which fixes their ids.
-    """
-    texts = [*byte_alphabet(), *("".join(pair) for pair in MERGES), *SPECIALS]
-    tokenizer = Tokenizer(BPE({text: token_id for token_id, text in enumerate(texts)}, list(MERGES)))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(CL100K), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.add_special_tokens([AddedToken(text, lstrip=True, rstrip=True) for text in SPECIALS])
-    data: Json = json.loads(tokenizer.to_str())
-    return data
-
-
-SETTINGS: Json = {
-    "bos_token": "<|endoftext|>",
-    "eos_token": "<|im_end|>",
-    "pad_token": "<|dummy_85|>",
-    "tokenizer_class": "GPT2Tokenizer",
-    "chat_template": "{{ messages }}",
-}
-
-
-def write_folder(folder: Path, data: Json | None = None, settings: Json | None = None, **files: Json) -> Path:
-    """A model folder; files are further JSON files by stem."""
-    contents = {"tokenizer": data or small_tokenizer(), "tokenizer_config": SETTINGS if settings is None else settings}
-    for stem, content in (contents | files).items():
-        (folder / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8")
-    return folder
-
-
-def read_changed(folder: Path, change: Callable[[Json], Any], settings: Json | None = None) -> VocabularyReading:
-    """The reading of a small tokenizer in which one thing was changed."""
-    data = small_tokenizer()
-    change(data)
-    return read_vocabulary(write_folder(folder, data, settings), NO_IDS)
-
-
-def setting(*path: str | int, value: Any) -> Callable[[Json], None]:
-    """A change that sets one value."""
-
-    def change(data: Any) -> None:
-        for key in path[:-1]:
-            data = data[key]
-        data[path[-1]] = value
-
-    return change
-
-
-def add_token(data: Json, text: str, token_id: int, **flags: bool) -> None:
-    """Append an added token, to the vocabulary too, that is not special unless flags say so."""
-    data["model"]["vocab"].setdefault(text, token_id)
-    plain = dict.fromkeys(("special", "single_word", "lstrip", "rstrip", "normalized"), False)
-    data["added_tokens"].append({"id": token_id, "content": text} | plain | flags)
-
-
-def end_with(data: Json, before: str | None, after: str | None) -> None:
-    """A post_processor that puts special tokens around the text."""
-    used = [text for text in (before, after) if text]
-    tokenizer = Tokenizer.from_str(json.dumps(data))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=" ".join(filter(None, (before, "$A", after))),
-        special_tokens=[(text, tokenizer.token_to_id(text)) for text in used],
-    )
-    data["post_processor"] = json.loads(tokenizer.to_str())["post_processor"]
 
 
 @pytest.fixture
@@ -286,90 +219,6 @@ def test_a_broken_configuration_is_an_error_and_not_an_absence(tmp_path: Path) -
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token":', encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):
         read_vocabulary(tmp_path, NO_IDS)
-
-
-@pytest.mark.parametrize(
-    ("before", "after"), [(None, None), ("<|endoftext|>", None), (None, "<|im_end|>"), ("<|endoftext|>", "<|im_end|>")]
-)
-def test_what_the_tokenizer_adds_is_found_by_trying(tmp_path: Path, before: str | None, after: str | None) -> None:
-    reading = read_changed(tmp_path, lambda data: end_with(data, before, after))
-    assert (reading.vocabulary.add_bos, reading.vocabulary.add_eos) == (before is not None, after is not None)
-
-
-def test_truncation_and_padding_do_not_hide_what_is_added(tmp_path: Path) -> None:
-    def change(data: Json) -> None:
-        end_with(data, "<|endoftext|>", None)
-        tokenizer = Tokenizer.from_str(json.dumps(data))
-        tokenizer.enable_truncation(1)
-        tokenizer.enable_padding(length=40)
-        data.update(json.loads(tokenizer.to_str()))
-
-    assert read_changed(tmp_path, change).vocabulary.add_bos
-
-
-def test_a_flag_that_contradicts_the_tokenizer_is_a_warning(tmp_path: Path) -> None:
-    settings = SETTINGS | {"add_bos_token": True, "add_eos_token": False}
-    reading = read_vocabulary(write_folder(tmp_path, settings=settings), NO_IDS)
-    assert not reading.vocabulary.add_bos
-    [warning] = reading.warnings
-    assert warning.startswith(
-        "tokenizer_config.json is wrong about add_bos_token: the tokenizer does not add the token"
-    )
-
-
-def test_special_tokens_may_be_objects(tmp_path: Path) -> None:
-    settings = SETTINGS | {"eos_token": {"content": "<|im_end|>", "__type": "AddedToken"}, "mask_token": "hello"}
-    special = read_vocabulary(write_folder(tmp_path, settings=settings), NO_IDS).vocabulary.special
-    assert special == SpecialIds(bos=ENDOFTEXT, eos=IM_END, eot=IM_END, pad=DUMMY, mask=259)
-
-
-def test_tokenizer_config_comes_first_then_the_map_then_config(tmp_path: Path) -> None:
-    settings = {"eos_token": "<|im_end|>"}
-    special_map = {"eos_token": "<|endoftext|>", "bos_token": "<|im_start|>"}
-    folder = write_folder(tmp_path, settings=settings, special_tokens_map=special_map)
-    reading = read_vocabulary(folder, {"bos": ENDOFTEXT, "eos": IM_END, "pad": DUMMY})
-    assert reading.vocabulary.special == SpecialIds(bos=IM_START, eos=IM_END, eot=IM_END, pad=DUMMY)
-    assert reading.warnings == (
-        "bos is token 262 in special_tokens_map.json, which is used, but token 261 in config.json",
-        "eos is token 263 in tokenizer_config.json, which is used, but token 261 in special_tokens_map.json",
-    )
-
-
-def test_without_configuration_files_config_ids_are_used(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path)
-    (folder / "tokenizer_config.json").unlink()
-    reading = read_vocabulary(folder, {"bos": ENDOFTEXT, "eos": ENDOFTEXT, "pad": None})
-    assert reading.vocabulary.special == SpecialIds(bos=ENDOFTEXT, eos=ENDOFTEXT, eot=IM_END)
-    assert reading.vocabulary.chat_template is None
-    assert reading.warnings == ()
-
-
-def test_what_does_not_resolve_is_left_out_with_a_warning(tmp_path: Path) -> None:
-    settings = SETTINGS | {"unk_token": "<unk>", "pad_token": None}
-    reading = read_vocabulary(write_folder(tmp_path, settings=settings), {"pad": 300})
-    assert reading.vocabulary.special == SpecialIds(bos=ENDOFTEXT, eos=IM_END, eot=IM_END)
-    assert reading.warnings == (
-        "tokenizer_config.json: unk_token '<unk>' is not in the vocabulary",
-        "config.json: pad_token_id 300 is not the id of a token",
-    )
-
-
-def test_no_eos_anywhere_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no end-of-text token[^~]*Phi-4's is '<\|im_end\|>'"):
-        read_vocabulary(write_folder(tmp_path, settings={"bos_token": "<|endoftext|>"}), {"eos": 266})
-
-
-def test_no_bos_anywhere_is_replaced_with_a_warning(tmp_path: Path) -> None:
-    reading = read_vocabulary(write_folder(tmp_path, settings={"eos_token": "<|im_end|>"}), NO_IDS)
-    assert reading.vocabulary.special.bos == ENDOFTEXT
-    assert reading.warnings == ("no file names a bos token: 261 is used, since llama.cpp would take 11, a comma",)
-
-
-@pytest.mark.parametrize(("text", "eot"), [("<|end|>", 263), ("<|eot_id|>", 263), ("<|other|>", ENDOFTEXT)])
-def test_end_of_turn_is_always_set(tmp_path: Path, text: str, eot: int) -> None:
-    renamed = json.loads(json.dumps(small_tokenizer()).replace("<|im_end|>", text))
-    reading = read_vocabulary(write_folder(tmp_path, renamed, {"eos_token": "<|endoftext|>"}), NO_IDS)
-    assert reading.vocabulary.special.eot == eot
 
 
 def test_odd_tokens_are_warnings(tmp_path: Path) -> None:
