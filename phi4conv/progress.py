@@ -71,7 +71,8 @@ class Lines:
         rate = self.done / (now - self.started)
         left = (self.total - self.done) / rate
         share = f"{100 * self.done // self.total:3d} %"
-        amounts = f"{self.done / 1e6:.1f} of {self.total / 1e6:.1f} MB"
+        unit, scale = ("GB", 1e9) if self.total >= 1e9 else ("MB", 1e6)
+        amounts = f"{self.done / scale:.1f} of {self.total / scale:.1f} {unit}"
         print(f"{share}  {amounts}  {rate / 1e6:.1f} MB/s  {left:.0f} s left  {label}", file=self.stream, flush=True)
 
     def end(self) -> None:

@@ -190,11 +190,13 @@ def show_plan(plan: ConversionPlan) -> None:
 def show_result(result: ConversionResult) -> None:
     """Print the closing summary."""
     plan = result.plan
-    kinds = ", ".join(f"{count} {name}" for name, count in result.tensors_by_type.items()) or "vocabulary only"
+    kinds = ", ".join(f"{count} {name}" for name, count in result.tensors_by_type.items())
     memory = f", peak memory {result.peak_memory / 1e6:.0f} MB" if result.peak_memory else ""
     click.echo(f"wrote {result.target}")
-    click.echo(f"  {len(plan.tensors)} tensors: {kinds}")
-    click.echo(
-        f"  {gibibytes(plan.size_bytes)}, {plan.bits_per_weight:.2f} bits per weight, {plan.weight_count:,} weights"
-    )
+    if plan.tensors:
+        weights = f"{plan.bits_per_weight:.2f} bits per weight, {plan.weight_count:,} weights"
+        click.echo(f"  {len(plan.tensors)} tensors: {kinds}")
+        click.echo(f"  {gibibytes(plan.size_bytes)}, {weights}")
+    else:
+        click.echo(f"  metadata and vocabulary only, {gibibytes(plan.size_bytes)}")
     click.echo(f"  {result.seconds:.1f} s with {result.workers} threads{memory}")

@@ -191,6 +191,13 @@ def test_an_error_with_json_is_a_document_too(tmp_path: Path) -> None:
     assert document["error"]["problems"][0]["what"] == "no such folder"
 
 
+def test_vocabulary_only_says_so(tmp_path: Path) -> None:
+    finished = phi4conv("convert", TINY, tmp_path / "vocab.gguf", "--vocab-only")
+    assert finished.returncode == 0
+    assert "metadata and vocabulary only" in finished.stdout
+    assert "bits per weight" not in finished.stdout
+
+
 def test_quiet_says_nothing(tmp_path: Path) -> None:
     finished = phi4conv("convert", TINY, tmp_path / "tiny-F16.gguf", "--type", "BF16", "--quiet")
     assert (finished.returncode, finished.stdout, finished.stderr) == (0, "", "")
