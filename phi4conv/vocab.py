@@ -12,6 +12,9 @@ from gguf import TokenType
 
 from phi4conv.errors import ConversionError, Problem
 
+# A special token that Phi-4 has and no other family: by it a Phi-4 is known, whatever it is called.
+PHI4_SEPARATOR = "<|im_sep|>"
+
 
 class Token(NamedTuple):
     """One row of the vocabulary: its text as the file spells it, and what llama.cpp makes of it."""

@@ -19,7 +19,7 @@ from phi4conv.hf.chat_template import is_there, read_chat_templates
 from phi4conv.hf.json_file import listed, read_json_object, shortened
 from phi4conv.hf.pre_tokenizer import pre_tokenizer_name
 from phi4conv.hf.special_tokens import CONFIG_FILE, SPECIAL_MAP_FILE, added_ends, flag_warnings, special_ids
-from phi4conv.vocab import Vocabulary, byte_alphabet, pad_text
+from phi4conv.vocab import PHI4_SEPARATOR, Vocabulary, byte_alphabet, pad_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,9 +28,6 @@ TOKENIZER_FILE = "tokenizer.json"
 
 # The Hub's parser of GGUF headers gives up on longer arrays, and an id costs a row of [PADn] up to it.
 MAX_TOKENS = 1_000_000
-
-# A token that Phi-4 has and no other family: its regex is cl100k's, whatever the file says.
-PHI4_SEPARATOR = "<|im_sep|>"
 
 DOWNLOAD_AGAIN = "download tokenizer.json again, or save it again from a tokenizer that works"
 

@@ -20,12 +20,9 @@ from phi4conv.phi3.tensors import check_tensors, gguf_tensors, left_out
 from phi4conv.plan import ConversionPlan, TensorPlan
 from phi4conv.quant.mix import FILE_TYPES, FileType, TypeRules, is_quantizable, matches
 from phi4conv.rows import RowSource
-from phi4conv.vocab import Vocabulary
+from phi4conv.vocab import PHI4_SEPARATOR, Vocabulary
 
 T = TypeVar("T")
-
-# Only Phi-4 has this special token; by it a checkpoint saved as a Llama is told from a real Llama.
-PHI4_MARK = "<|im_sep|>"
 
 
 @dataclass(frozen=True)
@@ -118,12 +115,12 @@ def check_family(config: Phi3Config, vocabulary: Vocabulary, folder: Path) -> No
     Raises:
         CheckpointError: The vocabulary is not Phi-4's.
     """
-    if config.is_llamafied and PHI4_MARK not in vocabulary.ids:
+    if config.is_llamafied and PHI4_SEPARATOR not in vocabulary.ids:
         raise CheckpointError(
             Problem(
                 "this LlamaForCausalLM is not Phi-4",
                 where=str(folder),
-                expected=f"Phi-4's vocabulary, with the token {PHI4_MARK}",
+                expected=f"Phi-4's vocabulary, with the token {PHI4_SEPARATOR}",
                 found=f"{len(vocabulary):,} tokens without it",
                 next_step="convert Llama models with llama.cpp's own converter",
             )
