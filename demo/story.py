@@ -38,9 +38,10 @@ def ask(llama: LlamaCpp, path: Path) -> str:
     spoken = [token for token in answer if token not in llama.end_of_generation()]
     text = b"".join(llama.pieces(spoken)).decode(errors="replace").strip()
     pieces = " | ".join(piece.decode(errors="replace") for piece in llama.pieces(question))
-    print(f"  {path}: loads, runs")
-    print(f"    {QUESTION}  ->  {pieces}")
-    print(f"    {text}\n")
+    print(f"  {path} loads and runs")
+    print(f"    asked     {QUESTION}")
+    print(f"    tokens    {pieces}")
+    print(f"    answered  {text}\n")
     return text
 
 
