@@ -157,7 +157,8 @@ class AtomicFile:
         check_target(target, size, force=force, inputs=inputs)
         self.target = target
         self.force = force
-        self.path = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+        # Not hidden: a process that is killed outright leaves it behind, and its owner should see it.
+        self.path = target.with_name(f"{target.name[:64]}.{secrets.token_hex(4)}.partial")
         self.writer = PositionedWriter(self.path)
 
     def __enter__(self) -> Self:
