@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ class Checkpoint:
         problems += missing_shards(folder, [name for name in shards if name not in names])
         problems += header_problems
         problems += misplaced(folder, placement, headers)
-        problems += held_twice(folder, headers, _spare_headers(folder, names, shards))
+        problems += held_twice(folder, headers)
         problems += unusable_tensors(folder, headers, WEIGHT_DTYPES)
         if not problems and not any(headers.values()):
             problems.append(Problem("no tensors in the weight files", str(folder), next_step=DOWNLOAD_FOLDER))
@@ -228,11 +228,3 @@ def _header_or_problems(reader: PositionedReader) -> dict[str, TensorInfo] | tup
         return read_header(reader)
     except CheckpointError as error:
         return error.problems
-
-
-def _spare_headers(folder: Path, names: frozenset[str], shards: Sequence[str]) -> Headers:
-    """The headers of the files beside the checkpoint's own; what is unreadable there is nobody's concern."""
-    spare = sorted(name for name in names if _is_weights(name) and name not in shards)
-    if INDEX_NAME in names and SINGLE_NAME in spare:
-        spare.remove(SINGLE_NAME)  # a problem already, with words of its own
-    return _read_headers({name: PositionedReader(folder / name) for name in spare})[0]

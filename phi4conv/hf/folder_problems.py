@@ -115,13 +115,13 @@ def misplaced(folder: Path, placement: Placement | None, headers: Headers) -> li
     return problems
 
 
-def held_twice(folder: Path, headers: Headers, spare: Headers) -> list[Problem]:
-    """Tensors of the checkpoint that a second file holds as well, one of the checkpoint's own or a spare one."""
+def held_twice(folder: Path, headers: Headers) -> list[Problem]:
+    """Tensors that two of the checkpoint's own files hold; other files in the folder are nobody's concern."""
     holder: dict[str, str] = {}
     twice: dict[tuple[str, str], list[str]] = {}
-    for file, header in (*headers.items(), *spare.items()):
+    for file, header in headers.items():
         for tensor in header:
-            first = holder.setdefault(tensor, file) if file in headers else holder.get(tensor, file)
+            first = holder.setdefault(tensor, file)
             if first != file:
                 twice.setdefault((first, file), []).append(tensor)
     return [

@@ -137,20 +137,20 @@ def phi3_pairs(config: Phi3Config, file_type: FileType) -> Iterator[MetadataPair
         return pattern.format(arch=ARCHITECTURE)
 
     yield u32(key(Keys.LLM.CONTEXT_LENGTH), config.context_length)
-    yield u32(key(Keys.Rope.SCALING_ORIG_CTX_LEN), config.original_context_length)
+    yield u32(key(Keys.Rope.SCALING_ORIG_CTX_LEN), config.rope.original_context_length)
     yield u32(key(Keys.LLM.EMBEDDING_LENGTH), config.hidden_size)
     yield u32(key(Keys.LLM.FEED_FORWARD_LENGTH), config.intermediate_size)
     yield u32(key(Keys.LLM.BLOCK_COUNT), config.layer_count)
     yield u32(key(Keys.Attention.HEAD_COUNT), config.head_count)
     yield u32(key(Keys.Attention.HEAD_COUNT_KV), config.kv_head_count)
     yield f32(key(Keys.Attention.LAYERNORM_RMS_EPS), config.rms_norm_eps)
-    yield u32(key(Keys.Rope.DIMENSION_COUNT), config.rope_dimension_count)
-    yield f32(key(Keys.Rope.FREQ_BASE), config.rope_theta)
+    yield u32(key(Keys.Rope.DIMENSION_COUNT), config.rope.dimension_count)
+    yield f32(key(Keys.Rope.FREQ_BASE), config.rope.theta)
     yield u32(GENERAL.FILE_TYPE, file_type.number)
     # Zero says "none": llama.cpp tells Phi-4 from Phi-3 by it and asserts on a missing or wrong value.
     yield u32(key(Keys.Attention.SLIDING_WINDOW), config.sliding_window or 0)
-    if config.long_rope:
-        yield f32(key(Keys.Rope.SCALING_ATTN_FACTOR), config.long_rope.attention_factor)
+    if config.rope.long_rope:
+        yield f32(key(Keys.Rope.SCALING_ATTN_FACTOR), config.rope.long_rope.attention_factor)
 
 
 def tokenizer_pairs(vocabulary: Vocabulary) -> Iterator[MetadataPair]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from gguf.constants import GGMLQuantizationType
 
 from phi4conv.errors import CheckpointError, ConversionError, Problem
-from phi4conv.hf.checkpoint import Checkpoint, folder_names
+from phi4conv.hf.checkpoint import Checkpoint, TensorRows, folder_names
 from phi4conv.hf.config import Phi3Config, read_config
 from phi4conv.hf.model_card import read_model_card
 from phi4conv.hf.tokenizer import VocabularyReading, read_vocabulary
@@ -19,7 +19,6 @@ from phi4conv.phi3.metadata import metadata_pairs, safe_name
 from phi4conv.phi3.tensors import check_tensors, gguf_tensors, left_out
 from phi4conv.plan import ConversionPlan, TensorPlan
 from phi4conv.quant.mix import FILE_TYPES, FileType, TypeRules, is_quantizable, matches
-from phi4conv.rows import RowSource
 from phi4conv.vocab import PHI4_SEPARATOR, Vocabulary
 
 T = TypeVar("T")
@@ -59,18 +58,17 @@ def plan(folder: Path, options: ConversionOptions) -> ConversionPlan:
     """
     config, reading, checkpoint = read_folder(folder, vocab_only=options.vocab_only)
     check_family(config, reading.vocabulary, folder)
-    vocabulary = reading.vocabulary.padded(config.vocab_size)
-    inputs = metadata_inputs(folder, options)
     tensors: tuple[TensorPlan, ...] = ()
-    sources: Mapping[str, RowSource] = {}
+    sources: Mapping[str, TensorRows] = {}
     if checkpoint is None:
         file_type = FILE_TYPES[options.file_type or "F16"]
     else:
-        inputs += checkpoint.files
         sources = checkpoint.tensors
         file_type = FILE_TYPES[options.file_type or checkpoint.dtype]
         check_tensors(config, sources)
         tensors = plan_tensors(config, sources, file_type, options)
+    # The embedding bears vocab_size out by now, so that padding up to it is not a matter of trust.
+    vocabulary = reading.vocabulary.padded(config.vocab_size)
     card, renamed = named_card(folder, options, sum(tensor.weight_count for tensor in tensors))
     return ConversionPlan(
         file_type=file_type.name,
@@ -78,8 +76,8 @@ def plan(folder: Path, options: ConversionOptions) -> ConversionPlan:
         tensors=tensors,
         source_names=tuple(sources),
         left_out=left_out(config, sources),
-        inputs=inputs,
-        warnings=(*reading.warnings, *renamed),
+        inputs=input_files(folder, options),
+        warnings=(*reading.warnings, *renamed, *rounding_warnings(tensors, sources, options)),
     )
 
 
@@ -89,8 +87,11 @@ def read_folder(folder: Path, *, vocab_only: bool) -> tuple[Phi3Config, Vocabula
     Raises:
         CheckpointError: With the problems of all three, so that one attempt shows whatever is wrong.
     """
-    folder_names(folder)  # where there is no folder, or nothing in it, that is all there is to say
     problems: list[Problem] = []
+    if "config.json" not in folder_names(folder):  # no model folder at all: say what it is instead
+        attempt(lambda: Checkpoint.open(folder), problems)
+        attempt(lambda: read_config(folder), problems)
+        raise CheckpointError(problems[0])
     checkpoint = None if vocab_only else attempt(lambda: Checkpoint.open(folder), problems)
     config = attempt(lambda: read_config(folder), problems)
     # Without the configuration a missing end-of-text token may be a consequence, not a problem of its own.
@@ -127,14 +128,31 @@ def check_family(config: Phi3Config, vocabulary: Vocabulary, folder: Path) -> No
         )
 
 
-def metadata_inputs(folder: Path, options: ConversionOptions) -> tuple[Path, ...]:
-    """The files beside the weights that a conversion reads, which the output must not be."""
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".json", ".jinja", ".md", ".model", ".txt")]
+def input_files(folder: Path, options: ConversionOptions) -> tuple[Path, ...]:
+    """Every file of the model folder but GGUFs, read or not, and the user's own: the output must be none of them."""
+    files = [path for path in sorted(folder.glob("**/*")) if path.is_file() and path.suffix != ".gguf"]
     return (*files, options.metadata_file) if options.metadata_file else tuple(files)
 
 
+def rounding_warnings(
+    tensors: Sequence[TensorPlan], sources: Mapping[str, TensorRows], options: ConversionOptions
+) -> Iterator[str]:
+    """What the checkpoint's prevailing type, taken because no other was asked for, does to matrices of another one."""
+    rounded = [
+        tensor.name
+        for tensor in tensors
+        if tensor.qtype != GGMLQuantizationType.F32
+        and any(sources[name].dtype != tensor.qtype.name for name in tensor.source.names)
+    ]
+    if rounded and not options.file_type:
+        yield (
+            f"the checkpoint keeps {len(rounded)} matrices, such as {rounded[0]}, in another type than most; they are "
+            "rounded to that of the others. Pass --type F32 to keep every weight, or --type to choose"
+        )
+
+
 def plan_tensors(
-    config: Phi3Config, sources: Mapping[str, RowSource], file_type: FileType, options: ConversionOptions
+    config: Phi3Config, sources: Mapping[str, TensorRows], file_type: FileType, options: ConversionOptions
 ) -> tuple[TensorPlan, ...]:
     """Every tensor with its type.
 
@@ -161,8 +179,8 @@ def compile_patterns(options: ConversionOptions) -> None:
     """
     for pattern, qtype in options.overrides:
         try:
-            re.compile(pattern.lower())
-        except re.error as error:  # noqa: PERF203  # the loop is over a few options
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:  # noqa: PERF203  # a loop over a few options
             where = f"--tensor-type {pattern}={qtype.name}"
             raise ConversionError(Problem("not a regular expression", where=where, found=str(error))) from error
 

@@ -41,7 +41,7 @@ LLAMA_LAYER_TENSORS = PHI3_LAYER_TENSORS | {
 }
 
 # Saved by early versions of transformers; the values follow from rope_theta.
-INVERSE_FREQUENCIES = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+INVERSE_FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 # More than this many problems of one kind say no more than the first ones.
 SHOWN_PROBLEMS = 5
@@ -87,6 +87,7 @@ def check_tensors(config: Phi3Config, tensors: Mapping[str, RowSource]) -> None:
     Raises:
         CheckpointError: Tensors are missing, unknown, or of another shape than config.json says.
     """
+    refuse_other_layout(config, tensors)
     expected = expected_shapes(config)
     missing = [
         Problem(
@@ -116,6 +117,36 @@ def check_tensors(config: Phi3Config, tensors: Mapping[str, RowSource]) -> None:
     problems = [*shortened(missing), *shortened(unknown), *shortened(misshapen)]
     if problems:
         raise CheckpointError(*problems)
+
+
+def refuse_other_layout(config: Phi3Config, tensors: Mapping[str, RowSource]) -> None:
+    """Tell what is wrong with all the names at once, rather than that every tensor is missing.
+
+    Raises:
+        CheckpointError: The names have another beginning, or the layers are not as many as config.json says.
+    """
+    prefixed = [name for name in tensors if name.endswith("embed_tokens.weight")]
+    if TOKEN_EMBEDDING not in tensors and prefixed:
+        raise CheckpointError(
+            Problem(
+                "the tensors' names do not begin as those of a saved model",
+                where=prefixed[0],
+                expected=TOKEN_EMBEDDING,
+                next_step="save the model itself with save_pretrained: after merge_and_unload() for PEFT, unwrapped "
+                "for torch.compile, DataParallel and the like",
+            )
+        )
+    layers = {int(match[1]) for name in tensors if (match := re.match(r"model\.layers\.(\d{1,9})\.", name))}
+    if layers and config.layer_count > max(layers) + 1:
+        raise CheckpointError(
+            Problem(
+                "config.json and the weights disagree",
+                where="num_hidden_layers",
+                expected=f"{max(layers) + 1}, as the weights have",
+                found=str(config.layer_count),
+                next_step="download the whole checkpoint again; one of the two is not of this model",
+            )
+        )
 
 
 def unknown_tensor(name: str, config: Phi3Config) -> Problem:
@@ -163,9 +194,9 @@ def gguf_tensors(config: Phi3Config, tensors: Mapping[str, RowSource]) -> Iterat
     if config.tied_embeddings:
         del model["output.weight"]
     sources: dict[str, RowSource] = {name: tensors[source] for name, source in model.items()}
-    if config.long_rope:
-        sources["rope_factors_long.weight"] = ConstantRow(config.long_rope.long_factors)
-        sources["rope_factors_short.weight"] = ConstantRow(config.long_rope.short_factors)
+    if factors := config.rope.long_rope:
+        sources["rope_factors_long.weight"] = ConstantRow(factors.long_factors)
+        sources["rope_factors_short.weight"] = ConstantRow(factors.short_factors)
     yield from sorted(sources.items())
     for index in range(config.layer_count):
         for name, parts in sorted(layer_tensors(config).items()):

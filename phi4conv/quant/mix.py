@@ -30,22 +30,22 @@ FILE_TYPES = {
     )
 }
 
-# Every name that llama.cpp has for a file type, ours or not: "ALL_F32" -> "F32", "MOSTLY_Q4_K_M" -> "Q4_K_M".
-KNOWN_NAMES = frozenset(
-    member.name.partition("_")[2] for member in LlamaFileType if member.name.startswith(("ALL_", "MOSTLY_"))
+# How file names spell types, ours or not, between characters that are no letters or digits.
+TYPE_IN_NAME = re.compile(
+    r"(?<![A-Z0-9])(?:BF16|FP?16|FP?32|FP8|INT[48]|MXFP4|NVFP4|TQ[12]_0"
+    r"|I?Q[1-8](?:_(?:[01]|K(?:_(?:XS|S|M|L|XL))?|XXS|XS|S|M|NL))?)(?![A-Z0-9])"
 )
+OTHER_SPELLINGS = {"FP16": "F16", "FP32": "F32"}
 
 
 def file_type_in_name(file_name: str) -> str | None:
-    """The file type that a file's name announces, None when it announces none.
+    """The type that a file's name announces, the last if there are several; None when it announces none.
 
-    >>> file_type_in_name("phi-4-Q4_K_M.gguf"), file_type_in_name("phi-4.bf16.gguf"), file_type_in_name("phi-4.gguf")
-    ('Q4_K_M', 'BF16', None)
+    >>> file_type_in_name("phi-4-Q4_K_M.gguf"), file_type_in_name("phi4_fp16.gguf"), file_type_in_name("phi-4.gguf")
+    ('Q4_K_M', 'F16', None)
     """
-    for word in reversed(re.split(r"[-.]", file_name.upper())):
-        if word in KNOWN_NAMES:
-            return word
-    return None
+    words = TYPE_IN_NAME.findall(file_name.upper())
+    return OTHER_SPELLINGS.get(words[-1], words[-1]) if words else None
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class TypeRules:
     Attributes:
         file_type: The rule.
         overrides: Pairs of a pattern and a type, as llama-quantize's --tensor-type: the pattern is an
-            unanchored, lower-cased regular expression over GGUF tensor names; the first match decides.
+            unanchored regular expression over GGUF tensor names, in either case; the first match decides.
         token_embedding: The type of token_embd.weight, before any pattern.
         output: The type of output.weight, before any pattern; with tied embeddings, of token_embd.weight
             unless token_embedding is given.
@@ -103,7 +103,7 @@ class TypeRules:
 
 def matches(pattern: str, name: str) -> bool:
     """Whether a --tensor-type pattern matches a GGUF tensor name."""
-    return re.search(pattern.lower(), name) is not None
+    return re.search(pattern, name, re.IGNORECASE) is not None
 
 
 def is_quantizable(name: str, shape: tuple[int, ...]) -> bool:

@@ -53,7 +53,12 @@ def test_the_only_safetensors_file_whatever_its_name(tmp_path: Path) -> None:
 
 
 def test_files_beside_the_checkpoint_are_left_alone(tmp_path: Path) -> None:
-    folder = write(sharded(tmp_path), {"other.safetensors": {"x": bf16(2)}, "junk.safetensors": b"?", "x.bin": b"?"})
+    beside: dict[str, Any] = {
+        "other.safetensors": {"x": bf16(2), "lm_head.weight": bf16(4)},
+        "junk.safetensors": b"?",
+        "x.bin": b"?",
+    }
+    folder = write(sharded(tmp_path), beside)
     assert set(Checkpoint.open(folder).tensors) == {*FIRST, *SECOND}
 
 

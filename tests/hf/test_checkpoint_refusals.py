@@ -195,18 +195,6 @@ def test_one_tensor_in_two_shards(tmp_path: Path) -> None:
     assert problem.where == f"{folder / SHARDS[0]}, {folder / SHARDS[1]}"
 
 
-def test_one_tensor_in_a_shard_and_in_a_file_beside(tmp_path: Path) -> None:
-    folder = write(sharded(tmp_path), {"old.safetensors": {"x": bf16(2), "lm_head.weight": bf16(4)}})
-    problem = refusal(folder)
-    assert (problem.what, problem.found) == ("two files hold the same tensors", "1: 'lm_head.weight'")
-    assert problem.where == f"{folder / SHARDS[1]}, {folder / 'old.safetensors'}"
-
-
-def test_files_beside_may_share_tensors_with_each_other(tmp_path: Path) -> None:
-    write(sharded(tmp_path), {"a.safetensors": {"x": bf16(2)}, "b.safetensors": {"x": bf16(2)}})
-    assert "x" not in Checkpoint.open(tmp_path).tensors
-
-
 def test_a_shard_that_is_a_folder_or_a_dead_link(tmp_path: Path) -> None:
     folder = sharded(tmp_path)
     for shard in SHARDS:

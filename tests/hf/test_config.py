@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -52,9 +53,9 @@ def problems(data: dict[str, Any]) -> list[str]:
 def test_phi_4() -> None:
     config = parse_config(PHI4)
     assert (config.layer_count, config.head_count, config.kv_head_count) == (40, 40, 10)
-    assert (config.rope_theta, config.rope_dimension_count, config.head_size) == (250000.0, 128, 128)
+    assert (config.rope.theta, config.rope.dimension_count, config.head_size) == (250000.0, 128, 128)
     assert config.sliding_window is None
-    assert config.long_rope is None
+    assert config.rope.long_rope is None
     assert config.special_ids == {"bos": 100257, "eos": 100265, "pad": 100349}
 
 
@@ -73,12 +74,26 @@ def test_phi_4() -> None:
         ),
         changed(remove=("architectures",)),
         changed(eos_token_id=[100265, 100257]),
+        changed(architectures="Phi3ForCausalLM"),
+        changed(tie_word_embeddings=None),
         changed(remove=("original_max_position_embeddings",), architectures=["LlamaForCausalLM"], model_type="llama"),
         changed(architectures=["LlamaForCausalLM"], head_dim=128, attention_bias=False, mlp_bias=False),
     ],
 )
 def test_one_model_in_many_spellings(spelling: dict[str, Any]) -> None:
     assert values(parse_config(spelling)) == values(parse_config(PHI4))
+
+
+def test_as_many_key_value_heads_as_heads_may_be_said_by_null() -> None:
+    assert parse_config(changed(num_key_value_heads=None)).kv_head_count == 40
+
+
+@pytest.mark.parametrize("value", [None, True, "1", [], {}, -1, 0, 2**80, 1e308, 1e-300, 0.5, [None], {"a": None}])
+def test_whatever_a_value_is_nothing_but_a_message_comes_of_it(value: Any) -> None:
+    for key in (*PHI4, "rope_parameters", "partial_rotary_factor", "head_dim", "quantization_config", "attention_bias"):
+        for data in (changed(**{key: value}), changed(rope_scaling={"type": "longrope", key: value})):
+            with suppress(CheckpointError):  # any other exception is the fault that this looks for
+                parse_config(data)
 
 
 def test_a_sliding_window_is_kept() -> None:
@@ -101,18 +116,18 @@ LONGROPE: dict[str, Any] = {
 def test_longrope_of_phi_4_mini(kind: dict[str, Any], key: str) -> None:
     scaling = kind | {"short_factor": [1.0] * 48, "long_factor": [1.5] * 48}
     config = parse_config(changed((), **LONGROPE, **{key: scaling}))
-    assert config.rope_dimension_count == 96
+    assert config.rope.dimension_count == 96
     assert config.tied_embeddings
-    assert config.long_rope is not None
-    assert config.long_rope.long_factors == (1.5,) * 48
-    assert config.long_rope.attention_factor == pytest.approx(math.sqrt(1 + math.log(32) / math.log(4096)))
+    assert config.rope.long_rope is not None
+    assert config.rope.long_rope.long_factors == (1.5,) * 48
+    assert config.rope.long_rope.attention_factor == pytest.approx(math.sqrt(1 + math.log(32) / math.log(4096)))
 
 
 def test_an_explicit_attention_factor_wins() -> None:
     scaling = {"type": "longrope", "short_factor": [1] * 48, "long_factor": [1] * 48, "attention_factor": 1.25}
     config = parse_config(changed(**LONGROPE, rope_scaling=scaling))
-    assert config.long_rope is not None
-    assert config.long_rope.attention_factor == 1.25
+    assert config.rope.long_rope is not None
+    assert config.rope.long_rope.attention_factor == 1.25
 
 
 @pytest.mark.parametrize("count", [0, 47, 64])
@@ -150,6 +165,20 @@ def test_an_unknown_rope_type_is_refused_by_name(kind: str) -> None:
         ({"rope_theta": None}, "rope_theta"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings"),
         ({"original_max_position_embeddings": -1}, "original_max_position_embeddings"),
+        ({"original_max_position_embeddings": 2**40}, "original_max_position_embeddings"),
+        ({"partial_rotary_factor": 2.0}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": 0.37}, "rotates 47"),
+        ({"partial_rotary_factor": 1e-9}, "rotates 0"),
+        ({"rope_theta": 1e-60}, "rope_theta"),
+        ({"rope_theta": 1e308}, "rope_theta"),
+        ({"rms_norm_eps": 10**399}, "rms_norm_eps"),
+        ({"rms_norm_eps": 1e-60}, "rms_norm_eps"),
+        ({"rope_scaling": "longrope"}, "rope_scaling"),
+        ({"rope_scaling": []}, "rope_scaling"),
+        ({"rope_parameters": {"full_attention": None}}, "rope_parameters"),
+        ({"head_dim": {}}, "head_dim"),
+        ({"vocab_size": 2**31 - 1}, "vocab_size"),
+        ({"architectures": "Qwen2ForCausalLM"}, "Qwen2ForCausalLM"),
     ],
 )
 def test_what_cannot_be_converted_is_named(changes: dict[str, Any], named: str) -> None:

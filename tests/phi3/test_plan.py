@@ -96,7 +96,8 @@ def test_longrope_adds_factors_and_a_tied_head_is_left_out(tmp_path: Path) -> No
     folder = copy_of_tiny(tmp_path / "model")
     tensors = tiny_tensors()
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
-    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = ("F32", tensors["model.norm.weight"][1][:16])
+    for name in ("model.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.inv_freq"):
+        tensors[name] = ("F32", tensors["model.norm.weight"][1][:16])
     replace_tensors(folder, tensors)
     scaling = {"type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
     edit_json(
@@ -117,6 +118,7 @@ def test_longrope_adds_factors_and_a_tied_head_is_left_out(tmp_path: Path) -> No
     ]
     assert {left.name for left in plan.left_out} == {
         "lm_head.weight",
+        "model.rotary_emb.inv_freq",
         "model.layers.0.self_attn.rotary_emb.inv_freq",
     }
     assert "phi3.rope.scaling.attn_factor" in values(plan, "phi3.")
@@ -150,7 +152,14 @@ def test_types_by_option() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "words"), [("blk.9", "matches no tensor"), ("norm", "matches no tensor"), ("(", "regular")]
+    ("pattern", "words"),
+    [
+        ("blk.9", "matches no tensor"),
+        ("norm", "matches no tensor"),
+        ("(", "regular"),
+        ("(" * 3000, "regular"),
+        ("a{99999999999}", "regular"),
+    ],
 )
 def test_an_override_that_changes_nothing_is_an_error(pattern: str, words: str) -> None:
     with pytest.raises(ConversionError, match=words):
@@ -173,6 +182,11 @@ def add(name: str) -> Callable[[dict[str, Any]], Any]:
     return lambda tensors: tensors.update({name: tensors["model.norm.weight"]})
 
 
+def prefixed(tensors: dict[str, Any], prefix: str) -> None:
+    for name in list(tensors):
+        tensors[prefix + name] = tensors.pop(name)
+
+
 def cut(name: str) -> Callable[[dict[str, Any]], Any]:
     return lambda tensors: tensors.update({name: (tensors[name][0], tensors[name][1][:-1])})
 
@@ -184,6 +198,8 @@ def cut(name: str) -> Callable[[dict[str, Any]], Any]:
         (remove("lm_head.weight"), "llama.cpp would silently use the embedding"),
         (remove("model.layers.2.mlp.gate_up_proj.weight"), "model.layers.2.mlp.gate_up_proj.weight"),
         (add("model.layers.4.input_layernorm.weight"), "num_hidden_layers 4"),
+        (lambda tensors: prefixed(tensors, "base_model.model."), "merge_and_unload"),
+        (lambda tensors: prefixed(tensors, "_orig_mod."), "do not begin as those of a saved model"),
         (add("model.layers.0.self_attn.qkv_proj.bias"), "no GGUF name for this tensor"),
         (add("base_model.model.layers.0.lora_A.weight"), "merge the LoRA adapter"),
         (cut("model.layers.1.self_attn.o_proj.weight"), r"config.json and the weights disagree(.|\n)*\(255, 256\)"),
@@ -199,6 +215,47 @@ def test_a_checkpoint_that_does_not_fit_its_config_is_refused(
     replace_tensors(folder, tensors)
     with pytest.raises(CheckpointError, match=words):
         tiny_plan(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("num_hidden_layers", 5, "expected: 4, as the weights have"),
+        ("num_hidden_layers", 2**31 - 1, "expected: 4, as the weights have"),
+        ("vocab_size", 1_000_000, r"\(1000000, 256\), from config.json"),
+    ],
+)
+def test_sizes_are_held_against_the_weights_before_they_are_believed(
+    tmp_path: Path, key: str, value: int, words: str
+) -> None:
+    folder = copy_of_tiny(tmp_path / "model")
+    edit_json(folder / "config.json", lambda data: data.update({key: value}))
+    with pytest.raises(CheckpointError, match=words):
+        tiny_plan(folder)
+
+
+def test_matrices_of_another_type_than_most_are_told(tmp_path: Path) -> None:
+    folder = copy_of_tiny(tmp_path / "model")
+    tensors = tiny_tensors()
+    tensors["lm_head.weight"] = ("F32", tensors["lm_head.weight"][1].astype("<f4"))
+    tensors["model.norm.weight"] = ("F32", tensors["model.norm.weight"][1].astype("<f4"))
+    replace_tensors(folder, tensors)
+    (warning,) = tiny_plan(folder).warnings
+    assert "1 matrices, such as output.weight" in warning
+    assert tiny_plan(folder, file_type="BF16").warnings == ()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "notes.txt", "additional_chat_templates/tool.jinja"])
+def test_every_file_of_the_folder_is_an_input(tmp_path: Path, name: str) -> None:
+    folder = copy_of_tiny(tmp_path / "model")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "old.gguf").write_bytes(b"")
+    for options in ({}, {"vocab_only": True}):
+        inputs = tiny_plan(folder, **options).inputs
+        assert folder / name in inputs
+        assert folder / "old.gguf" not in inputs
 
 
 def test_many_problems_of_one_kind_are_counted(tmp_path: Path) -> None:

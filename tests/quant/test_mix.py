@@ -24,8 +24,8 @@ def test_matrices_get_the_file_types_type(name: str) -> None:
     assert name in choice.reason
 
 
-def test_the_first_matching_pattern_decides_and_is_lower_cased() -> None:
-    rules = TypeRules(FILE_TYPES["Q8_0"], overrides=(("FFN_up", F16), ("ffn", F32)))
+def test_the_first_matching_pattern_decides_in_either_case() -> None:
+    rules = TypeRules(FILE_TYPES["Q8_0"], overrides=(("FFN_up", F16), (r"\Dffn_\Dow", F32)))
     assert rules.choose("blk.0.ffn_up.weight", MATRIX).qtype is F16
     assert rules.choose("blk.0.ffn_down.weight", MATRIX).qtype is F32
     assert rules.choose("blk.0.attn_qkv.weight", MATRIX).qtype is Q8_0
@@ -56,7 +56,17 @@ def test_rows_that_fill_no_block_fall_back_to_f16_and_say_so() -> None:
         ("phi-4.BF16.gguf", "BF16"),
         ("phi-4-F16-finetune-Q8_0-00001-of-00002.gguf", "Q8_0"),
         ("phi-4.gguf", None),
-        ("q8_0_notes.gguf", None),
+        ("phi-4-fp16.gguf", "F16"),
+        ("phi4_q8_0.gguf", "Q8_0"),
+        ("phi4_q8_0_v2.gguf", "Q8_0"),
+        ("phi-4-Q8.gguf", "Q8"),
+        ("phi-4-UD-Q4_K_XL.gguf", "Q4_K_XL"),
+        ("phi-4-Q6_K_L.gguf", "Q6_K_L"),
+        ("phi-4-mxfp4.gguf", "MXFP4"),
+        ("phi-4-int8.gguf", "INT8"),
+        ("phi-4-IQ4_XS.gguf", "IQ4_XS"),
+        ("faq8_0.gguf", None),
+        ("phi-4-q9.gguf", None),
     ],
 )
 def test_a_file_name_may_announce_its_type(name: str, file_type: str | None) -> None:

@@ -22,7 +22,9 @@ any_bits = arrays.arrays(np.uint32, (3, 64)).map(lambda bits: bits.view(np.float
 
 def q8_0_kinds() -> list[str]:
     with np.load(GOLDEN) as vectors:
-        return [name.removeprefix("Q8_0/") for name in vectors.files if name.startswith("Q8_0/") and name.count("/") == 1]
+        return [
+            name.removeprefix("Q8_0/") for name in vectors.files if name.startswith("Q8_0/") and name.count("/") == 1
+        ]
 
 
 @pytest.mark.parametrize("kind", q8_0_kinds())
