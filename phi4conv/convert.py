@@ -21,7 +21,7 @@ from gguf.constants import GGMLQuantizationType
 from phi4conv import phi3
 from phi4conv.arrays import Floats
 from phi4conv.errors import ConversionError, Problem
-from phi4conv.files import AtomicFile, PositionedWriter, check_target
+from phi4conv.files import AtomicFile, PositionedWriter, check_target, leftover_warnings
 from phi4conv.gguf_file.read import read_gguf
 from phi4conv.machine import peak_memory, usable_cores
 from phi4conv.phi3 import ConversionOptions
@@ -61,6 +61,7 @@ class ConversionResult:
         seconds: Wall-clock time, planning included.
         peak_memory: Most memory held at once, in bytes; None where the system does not say.
         workers: Number of workers that encoded.
+        warnings: The plan's, and those about the target's folder.
     """
 
     plan: ConversionPlan
@@ -68,6 +69,7 @@ class ConversionResult:
     seconds: float
     peak_memory: int | None
     workers: int
+    warnings: tuple[str, ...]
 
     @property
     def tensors_by_type(self) -> dict[str, int]:
@@ -107,6 +109,7 @@ def convert(
     plan = phi3.plan(folder, options)
     plan.check()
     check_target(target, plan.size_bytes, force=force, inputs=plan.inputs)
+    warnings = (*plan.warnings, *leftover_warnings(target))
     compare_copies(plan)
     with AtomicFile(target, plan.size_bytes, force=force, inputs=plan.inputs) as file:
         file.writer.write_at(memoryview(plan.header.data), 0)
@@ -117,7 +120,7 @@ def convert(
         file.flush()
         check_written(plan, file.path)
         file.commit()
-    return ConversionResult(plan, target, time.monotonic() - started, peak_memory(), workers)
+    return ConversionResult(plan, target, time.monotonic() - started, peak_memory(), workers, warnings)
 
 
 @contextmanager

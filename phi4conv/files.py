@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +19,19 @@ from phi4conv.errors import FormatError, OutputError, Problem
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # in the standard library since 3.11
+
+# Bytes of the target's name that the temporary file's name begins with: what follows must fit, too, and the
+# shortest limit in use is eCryptfs's 143.
+PARTIAL_STEM_BYTES = 64
+
+# What to do about an errno; DEFAULT_ADVICE for all others.
+ADVICE = {
+    errno.ENOSPC: "free some space or write to another disk",
+    errno.EDQUOT: "free some space or write to another disk",
+    errno.EFBIG: "write to another disk (a FAT32 disk holds at most 4 GB a file), or raise the limit (ulimit -f)",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+DEFAULT_ADVICE = "check the folder's permissions, and that it is not mounted read-only"
 
 
 class PositionedFile:
@@ -158,7 +173,7 @@ class AtomicFile:
         self.target = target
         self.force = force
         # Not hidden: a process that is killed outright leaves it behind, and its owner should see it.
-        self.path = target.with_name(f"{target.name[:64]}.{secrets.token_hex(4)}.partial")
+        self.path = target.with_name(f"{partial_stem(target)}.{secrets.token_hex(4)}.partial")
         self.writer = PositionedWriter(self.path)
 
     def __enter__(self) -> Self:
@@ -193,7 +208,7 @@ class AtomicFile:
         except FileExistsError:
             raise OutputError(already_exists(self.target)) from None
         except OSError:  # a file system without hard links
-            if self.target.exists():
+            if os.path.lexists(self.target):
                 raise OutputError(already_exists(self.target)) from None
             self.path.replace(self.target)
 
@@ -201,40 +216,89 @@ class AtomicFile:
 def check_target(target: Path, size: int, *, force: bool, inputs: Iterable[Path]) -> None:
     """Refuse, before any work, a target that cannot take size bytes.
 
-    Raises OutputError when the target's folder is missing or full, when the target exists and force is
-    not given, or when it is one of the inputs under any name.
+    With force an existing file is replaced. A link to a file is replaced as well, and the file that it leads
+    to stays; a device or a pipe is never replaced, nor a link to one.
+
+    Raises:
+        OutputError: The target's folder is missing or full; the target is a folder, a device or one of the
+            inputs under any name; it exists and force is not given; or the system refuses its name.
     """
     folder = target.parent
-    if not folder.is_dir():
-        raise OutputError(Problem("no such folder for the output", where=str(folder), next_step="create it first"))
-    if target.is_dir():
-        raise OutputError(
-            Problem("the output is a folder", where=str(target), expected="a file name", next_step="add one: OUT.gguf")
-        )
-    if target.exists():
-        for path in inputs:
-            if path.exists() and path.samefile(target):
-                raise OutputError(
-                    Problem(
-                        "the output is one of the inputs",
-                        where=str(target),
-                        found=f"the same file as {path}",
-                        next_step="name another file; an input is never overwritten",
-                    )
-                )
-        if not force:
+    with reported(target):
+        if not stat.S_ISDIR(mode_of(folder)):
+            raise OutputError(Problem("no such folder for the output", where=str(folder), next_step="create it first"))
+        check_replaceable(target, mode_of(target), inputs)
+        if os.path.lexists(target) and not force:
             raise OutputError(already_exists(target))
-    free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(folder).free
     if free < size:
+        advice = "free some space, choose a smaller type, or write to another disk"
         raise OutputError(
             Problem(
                 "not enough disk space",
                 where=str(folder),
                 expected=f"{size:,} bytes for {target.name}",
                 found=f"{free:,} bytes free",
-                next_step="free some space, choose a smaller type, or write to another disk",
+                next_step="; ".join((*leftover_warnings(target), advice)),
             )
         )
+
+
+def mode_of(path: Path) -> int:
+    """Type and permissions of what path leads to; 0 when that is nothing. Raises OSError when it cannot be told."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+def check_replaceable(target: Path, mode: int, inputs: Iterable[Path]) -> None:
+    """Refuse what no option allows to replace: a folder, an input, a device."""
+    if not mode:
+        return
+    if stat.S_ISDIR(mode):
+        raise OutputError(
+            Problem("the output is a folder", where=str(target), expected="a file name", next_step="add one: OUT.gguf")
+        )
+    for path in inputs:
+        if path.exists() and path.samefile(target):
+            raise OutputError(
+                Problem(
+                    "the output is one of the inputs",
+                    where=str(target),
+                    found=f"the same file as {path}",
+                    next_step="name another file; an input is never overwritten",
+                )
+            )
+    if not stat.S_ISREG(mode):
+        raise OutputError(
+            Problem(
+                "the output is no file that could be replaced",
+                where=str(target),
+                expected="a new name or a regular file",
+                found="a device, a pipe or a socket",
+                next_step="name another file; it is written by position, which needs a disk",
+            )
+        )
+
+
+def partial_stem(target: Path) -> str:
+    """What the temporary files of target begin with: its name, or the start of a long one in whole characters."""
+    return os.fsencode(target.name)[:PARTIAL_STEM_BYTES].decode("utf-8", "ignore")
+
+
+def leftover_warnings(target: Path) -> tuple[str, ...]:
+    """A sentence for each temporary file of target that lies beside it: a run that is killed outright leaves one."""
+    pattern = re.compile(re.escape(partial_stem(target)) + r"\.[0-9a-f]{8}\.partial")
+    try:
+        return tuple(
+            f"{path} ({path.stat().st_size:,} bytes) was left by an interrupted run; delete it if no other "
+            "conversion is running"
+            for path in sorted(target.parent.iterdir())
+            if pattern.fullmatch(path.name)
+        )
+    except OSError:  # a folder that may not be listed, or another run that ends at this moment
+        return ()
 
 
 def already_exists(target: Path) -> Problem:
@@ -253,10 +317,7 @@ def reported(target: Path) -> Iterator[None]:
 
 def refused(target: Path, error: OSError) -> Problem:
     """What the operating system said when target was written."""
-    if error.errno == errno.ENOSPC:
-        advice = "free some space or write to another disk"
-    else:
-        advice = "check the folder's permissions, and that it is not mounted read-only"
+    advice = ADVICE.get(error.errno or 0, DEFAULT_ADVICE)
     reason = error.strerror or str(error)
     return Problem("the output cannot be written", where=str(target), found=reason, next_step=advice)
 

@@ -111,7 +111,7 @@ class Bar:
 
 
 def choose_progress(*, quiet: bool) -> Progress:
-    """The progress that suits where stderr goes."""
-    if quiet:
+    """The progress that suits where stderr goes; none when it is closed."""
+    if quiet or sys.stderr is None:
         return Silent()
     return Bar() if sys.stderr.isatty() else Lines(sys.stderr)

@@ -228,8 +228,8 @@ cli.main()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals as on POSIX")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("names", ["SIGINT", "SIGTERM", "SIGHUP", "SIGHUP SIGHUP", "SIGTERM SIGHUP"])
+def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path, names: str) -> None:
     target = tmp_path / "out.gguf"
     target.write_bytes(b"old")
     command = [sys.executable, "-c", SLOW_CONVERSION, str(TINY), str(target), "--force", "--quiet", "--threads=1"]
@@ -237,11 +237,34 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path, number: signal
         assert process.stdout
         assert process.stdout.readline() == "working\n"
         assert len(list(tmp_path.iterdir())) == 2
-        process.send_signal(number)
+        for name in names.split():
+            process.send_signal(getattr(signal, name))
+            time.sleep(0.05)  # the chunk at work, which is waited for, takes 0.2 s
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors.strip() == "interrupted"
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out.gguf", b"old")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as on POSIX")
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    nohup = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    slow = [sys.executable, "-c", SLOW_CONVERSION, str(TINY), str(tmp_path / "out.gguf"), "--quiet"]
+    command = [sys.executable, "-c", nohup, *slow]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith("working")  # both threads write at once
+        process.send_signal(signal.SIGHUP)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+
+
+def test_what_an_interrupted_run_left_is_a_warning(tmp_path: Path) -> None:
+    left = tmp_path / "out.gguf.0123abcd.partial"
+    left.write_bytes(b"half")
+    result = run(TINY, tmp_path / "out.gguf", vocab_only=True)
+    assert [warning for warning in result.warnings if str(left) in warning]
+    assert left.read_bytes() == b"half"
 
 
 def test_convert_imports_neither_torch_nor_transformers(tmp_path: Path) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
+import resource
 import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from phi4conv.errors import FormatError, OutputError
-from phi4conv.files import AtomicFile, PositionedReader, check_target
+from phi4conv.files import AtomicFile, PositionedReader, check_target, leftover_warnings
 
 
 def write(target: Path, data: bytes, *, force: bool = False) -> None:
@@ -94,6 +99,114 @@ def test_a_missing_folder_or_a_folder_as_target_is_refused(tmp_path: Path) -> No
         check_target(tmp_path / "no" / "out.gguf", 1, force=False, inputs=())
     with pytest.raises(OutputError, match="is a folder"):
         check_target(tmp_path, 1, force=False, inputs=())
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A socket's path has room for about a hundred bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def fifo(folder: Path) -> Path:
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe"
+
+
+def unix_socket(folder: Path) -> Path:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket"))
+    return folder / "socket"
+
+
+def link_to_a_device(folder: Path) -> Path:
+    (folder / "link").symlink_to(os.devnull)
+    return folder / "link"
+
+
+def device(_: Path) -> Path:
+    return Path(os.devnull)
+
+
+@pytest.mark.parametrize("make", [fifo, unix_socket, link_to_a_device, device])
+@pytest.mark.parametrize("force", [True, False])
+def test_what_is_no_regular_file_is_never_replaced(
+    short_folder: Path, make: Callable[[Path], Path], *, force: bool
+) -> None:
+    target = make(short_folder)
+    with pytest.raises(OutputError, match="a device, a pipe or a socket") as caught:
+        check_target(target, 1, force=force, inputs=())
+    assert "--force" not in str(caught.value)
+
+
+@pytest.mark.parametrize("leads_to", ["file", "nothing"])
+def test_a_link_needs_force_and_is_replaced_itself(tmp_path: Path, leads_to: str) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    target = tmp_path / "link"
+    target.symlink_to(leads_to)
+    with pytest.raises(OutputError, match="--force"):
+        check_target(target, 1, force=False, inputs=())
+    write(target, b"new", force=True)
+    assert (target.is_symlink(), target.read_bytes()) == (False, b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["x" * 250 + ".gguf", "\N{GRINNING FACE}" * 62 + ".gguf", "é" * 125 + ".gguf"])
+def test_every_name_that_the_disk_takes_can_be_written(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, b"whole")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_name_that_is_too_long_is_told_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="shorter name"):
+        check_target(tmp_path / ("x" * 300), 1, force=False, inputs=())
+
+
+@contextlib.contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Permissions do not bind root."""
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_folder_that_may_not_be_searched_is_told_before_any_work(tmp_path: Path) -> None:
+    folder = tmp_path / "locked"
+    folder.mkdir(mode=0)
+    with ordinary_user(), pytest.raises(OutputError, match=r"Permission denied(.|\n)*permissions"):
+        check_target(folder / "out.gguf", 1, force=False, inputs=())
+
+
+def test_a_file_that_is_too_large_for_the_system_is_told(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(OutputError, match="FAT32"), AtomicFile(tmp_path / "out", 5000) as file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        try:
+            file.writer.write_at(memoryview(bytes(5000)), 0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_runs_left_is_named(tmp_path: Path) -> None:
+    target = tmp_path / "out.gguf"
+    for name in ("out.gguf.0123abcd.partial", "out.gguf.partial", "other.gguf.0123abcd.partial", "out.gguf"):
+        (tmp_path / name).write_bytes(b"half")
+    (warning,) = leftover_warnings(target)
+    assert warning.startswith(f"{target}.0123abcd.partial (4 bytes) was left by an interrupted run")
+    with pytest.raises(OutputError, match=r"0123abcd\.partial \(4 bytes\) was left"):
+        check_target(target, shutil.disk_usage(tmp_path).free * 2, force=True, inputs=())
+
+
+def test_the_name_of_a_leftover_is_that_of_a_temporary_file(tmp_path: Path) -> None:
+    target = tmp_path / ("é" * 100)
+    with AtomicFile(target, 1):
+        assert len(leftover_warnings(target)) == 1
+    assert leftover_warnings(target) == ()
 
 
 def test_a_disk_that_is_too_small_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import click
 from phi4conv import __version__
 from phi4conv.cli.convert import convert
 from phi4conv.cli.inspect import inspect
+from phi4conv.cli.streams import guard_streams
 
 EXIT_BUG = 3
 EXIT_INTERRUPTED = 130
@@ -37,25 +38,39 @@ cli.add_command(inspect)
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    signal.signal(signal.SIGTERM, interrupt)
+    guard_streams()
+    catch_signals()
+    sys.exit(run())
+
+
+def run() -> int:
+    """Run the command line; returns the exit code."""
     try:
         # Without standalone mode click returns the code that a command asked to exit with.
-        sys.exit(cli.main(prog_name="phi4conv", standalone_mode=False))
+        return int(cli.main(prog_name="phi4conv", standalone_mode=False) or 0)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        sys.stderr.close()
-        sys.exit(0)
-    except Exception:  # noqa: BLE001  # the last resort: whatever was not foreseen is a bug of ours
+        return EXIT_INTERRUPTED
+    except SystemExit:  # click's, after shell completion
+        raise
+    except BaseException:  # noqa: BLE001  # the last resort, for the panics of Rust libraries too: it is a bug of ours
         traceback.print_exc()
         click.echo(f"\nThis is a bug in phi4conv {__version__}. Please report it with the lines above.", err=True)
-        sys.exit(EXIT_BUG)
+        return EXIT_BUG
 
 
-def interrupt(_signal: int, _frame: FrameType | None) -> None:
-    """Let a polite kill clean up as Ctrl-C does."""
+def catch_signals() -> None:
+    """Let a polite kill and a closed terminal clean up as Ctrl-C does; what is ignored, as under nohup, stays so."""
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
+
+
+def interrupt(number: int, _frame: FrameType | None) -> None:
+    """Stop as Ctrl-C does."""
+    signal.signal(number, signal.SIG_IGN)  # shell and terminal may each send one: the second must not stop the cleaning
     raise KeyboardInterrupt

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from phi4conv.cli.support import Command, gibibytes, output_options, show_json, show_warnings
+from phi4conv.cli.support import Command, OutputFile, gibibytes, output_options, show_json, show_lines, show_warnings
 
 if TYPE_CHECKING:
     from gguf.constants import GGMLQuantizationType
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("model_dir", type=click.Path(path_type=Path))
-@click.argument("out", metavar="OUT.gguf", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT.gguf", type=OutputFile(path_type=Path))
 @click.option(
     "--type",
     "file_type",
@@ -93,9 +93,9 @@ def convert(
             show_plan(plan)
         return
     result = run(model_dir, out, options, force=force, workers=threads, progress=choose_progress(quiet=quiet))
-    show_warnings(result.plan.warnings, quiet=quiet)
+    show_warnings(result.warnings, quiet=quiet)
     if as_json:
-        show_json("convert", "convert", dry_run=False, **plan_document(result.plan), **result_document(result))
+        show_json("convert", "convert", dry_run=False, **plan_document(result.plan) | result_document(result))
     elif not quiet:
         show_result(result)
 
@@ -161,8 +161,9 @@ def plan_document(plan: ConversionPlan) -> dict[str, Any]:
 
 
 def result_document(result: ConversionResult) -> dict[str, Any]:
-    """What --json adds after a conversion."""
+    """What --json adds to the plan after a conversion, and in its place."""
     return {
+        "warnings": list(result.warnings),
         "out": str(result.target),
         "tensors_by_type": result.tensors_by_type,
         "seconds": round(result.seconds, 3),
@@ -177,14 +178,16 @@ def show_plan(plan: ConversionPlan) -> None:
         (tensor.name, " x ".join(map(str, tensor.shape)), tensor.qtype.name, tensor.reason) for tensor in plan.tensors
     ]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    for name, shape, qtype, reason in rows:
-        click.echo(f"{name:<{widths[0]}}  {shape:>{widths[1]}}  {qtype:<{widths[2]}}  {reason}")
-    for left in plan.left_out:
-        click.echo(f"left out: {left.name} ({left.reason})")
-    click.echo(
+    lines = [
+        f"{name:<{widths[0]}}  {shape:>{widths[1]}}  {qtype:<{widths[2]}}  {reason}"
+        for name, shape, qtype, reason in rows
+    ]
+    lines += [f"left out: {left.name} ({left.reason})" for left in plan.left_out]
+    lines.append(
         f"{len(plan.metadata)} metadata pairs, {len(plan.tensors)} tensors, {plan.weight_count:,} weights, "
         f"{gibibytes(plan.size_bytes)} ({plan.bits_per_weight:.2f} bits per weight)"
     )
+    show_lines(lines)
 
 
 def show_result(result: ConversionResult) -> None:
@@ -192,11 +195,12 @@ def show_result(result: ConversionResult) -> None:
     plan = result.plan
     kinds = ", ".join(f"{count} {name}" for name, count in result.tensors_by_type.items())
     memory = f", peak memory {result.peak_memory / 1e6:.0f} MB" if result.peak_memory else ""
-    click.echo(f"wrote {result.target}")
+    lines = [f"wrote {result.target}"]
     if plan.tensors:
         weights = f"{plan.bits_per_weight:.2f} bits per weight, {plan.weight_count:,} weights"
-        click.echo(f"  {len(plan.tensors)} tensors: {kinds}")
-        click.echo(f"  {gibibytes(plan.size_bytes)}, {weights}")
+        lines.append(f"  {len(plan.tensors)} tensors: {kinds}")
+        lines.append(f"  {gibibytes(plan.size_bytes)}, {weights}")
     else:
-        click.echo(f"  metadata and vocabulary only, {gibibytes(plan.size_bytes)}")
-    click.echo(f"  {result.seconds:.1f} s with {result.workers} threads{memory}")
+        lines.append(f"  metadata and vocabulary only, {gibibytes(plan.size_bytes)}")
+    lines.append(f"  {result.seconds:.1f} s with {result.workers} threads{memory}")
+    show_lines(lines)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from phi4conv.cli.support import Command, gibibytes, output_options, show_json
+from phi4conv.cli.support import Command, gibibytes, output_options, printable, show_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from phi4conv.gguf_file.layout import Defect
     from phi4conv.inspect import Inspection, VocabularySummary
 
 Row = tuple[str, str]
+
+# A longer label stands out of its column: one long key must not widen hundreds of thousands of rows.
+WIDEST_LABEL = 60
 
 
 @click.command(cls=Command)
@@ -38,29 +42,67 @@ def inspect(file: Path, *, as_json: bool, quiet: bool) -> None:  # noqa: ARG001 
         show(inspection)
 
 
+class Page:
+    """Lines for people, printed at once; long ones are cut to the terminal's width, and whole where there is none."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+    def add(self, text: str = "", *, cut: bool = False, **style: Any) -> None:
+        """Add one line, in a style of click's."""
+        line = fitted(text, self.width) if cut and self.width else printable(text)
+        self.lines.append(click.style(line, **style) if style else line)
+
+    def show(self) -> None:
+        """Print the lines on stdout."""
+        click.echo("\n".join(self.lines), color=wants_colour())
+
+
+def fitted(text: str, width: int) -> str:
+    """The text made printable and cut to so many cells of a terminal; a Chinese character takes two.
+
+    >>> fitted("01234567", 8), fitted("0123456789", 8), fitted("一二三四五", 8)
+    ('01234567', '0123456…', '一二三 …')
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    # Of a text of megabytes only the beginning is worked on.
+    shown = printable(text[: 4 * width])
+    if len(text) <= 4 * width and cell_len(shown) <= width:
+        return shown
+    return set_cell_size(shown, width - 1) + "…"
+
+
+def wants_colour() -> bool | None:
+    """Whether the environment asks for colours or for none; None where a terminal gets them and nothing else."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return True if os.environ.get("FORCE_COLOR") else None
+
+
 def show(inspection: Inspection) -> None:
     """Print the inspection for people."""
-    from rich.console import Console
-
     from phi4conv.inspect import shown_value
 
-    console = Console(highlight=False)
+    page = Page()
     file = inspection.file
     architecture = file.architecture or ""
-    show_section(console, file.path.name, container_rows(inspection))
-    show_section(
-        console, "general", [(pair.key.removeprefix("general."), shown_value(pair)) for pair in inspection.general]
+    add_section(page, file.path.name, container_rows(inspection))
+    add_section(
+        page, "general", [(pair.key.removeprefix("general."), shown_value(pair)) for pair in inspection.general]
     )
-    show_section(
-        console,
+    add_section(
+        page,
         architecture,
         [(pair.key.removeprefix(f"{architecture}."), shown_value(pair)) for pair in inspection.hyperparameters],
     )
     if inspection.vocabulary:
-        show_section(console, "vocabulary", vocabulary_rows(inspection.vocabulary))
-    show_section(console, "other metadata", [(pair.key, shown_value(pair)) for pair in inspection.other])
-    show_tensor_types(console, inspection)
-    show_defects(console, file.defects)
+        add_section(page, "vocabulary", vocabulary_rows(inspection.vocabulary))
+    add_section(page, "other metadata", [(pair.key, shown_value(pair)) for pair in inspection.other])
+    add_tensor_types(page, inspection)
+    add_defects(page, file.defects)
+    page.show()
 
 
 def container_rows(inspection: Inspection) -> Iterator[Row]:
@@ -97,19 +139,19 @@ def vocabulary_rows(vocabulary: VocabularySummary) -> Iterator[Row]:
         yield "more templates", ", ".join(vocabulary.extra_templates)
 
 
-def show_section(console: Console, title: str, rows: Iterable[Row]) -> None:
-    """A heading and aligned rows, each cut to the width of the terminal; nothing when there are no rows."""
+def add_section(page: Page, title: str, rows: Iterable[Row]) -> None:
+    """A heading and aligned rows; nothing when there are no rows."""
     rows = list(rows)
     if not rows:
         return
-    width = max(len(label) for label, _ in rows)
-    show_line(console, title, "bold")
+    width = min(WIDEST_LABEL, max(len(label) for label, _ in rows))
+    page.add(title, cut=True, bold=True)
     for label, value in rows:
-        show_line(console, f"  {label:<{width}}  {value}", cut=True)
-    show_line(console)
+        page.add(f"  {label:<{width}}  {value}", cut=True)
+    page.add()
 
 
-def show_tensor_types(console: Console, inspection: Inspection) -> None:
+def add_tensor_types(page: Page, inspection: Inspection) -> None:
     """A table of the tensors by type."""
     kinds = inspection.tensor_types
     if not kinds:
@@ -119,45 +161,26 @@ def show_tensor_types(console: Console, inspection: Inspection) -> None:
         (kind.name, f"{kind.tensor_count:,}", f"{kind.weight_count:,}", gibibytes(kind.size_bytes)) for kind in kinds
     ]
     widths = [max(len(row[column]) for row in table) for column in range(4)]
-    show_line(console, "tensors by type", "bold")
+    page.add("tensors by type", bold=True)
     for name, *numbers in table:
         cells = [
             f"{name:<{widths[0]}}",
             *(f"{cell:>{width}}" for cell, width in zip(numbers, widths[1:], strict=True)),
         ]
-        show_line(console, "  " + "  ".join(cells))
-    show_line(console)
+        page.add("  " + "  ".join(cells))
+    page.add()
 
 
-def show_defects(console: Console, defects: tuple[Defect, ...]) -> None:
+def add_defects(page: Page, defects: tuple[Defect, ...]) -> None:
     """Every defect in two lines: code and place, then what is wrong."""
     if not defects:
-        show_line(console, "no defects in the format", "bold")
+        page.add("no defects in the format", bold=True)
         return
-    show_line(console, f"{len(defects)} defect{'s' if len(defects) > 1 else ''} in the format", "bold red")
+    page.add(f"{len(defects)} defect{'s' if len(defects) > 1 else ''} in the format", bold=True, fg="red")
     for defect in defects:
         place = "" if defect.offset is None else f" (byte {defect.offset:,})"
-        show_line(console, f"  {defect.code}  {defect.where}{place}", "red", cut=True)
-        show_line(console, f"    {defect.message}")
-
-
-def show_line(console: Console, line: str = "", style: str = "", *, cut: bool = False) -> None:
-    """One line, never wrapped and never read as markup, in characters that the output can carry."""
-    line = printable(line).encode(console.encoding, "backslashreplace").decode(console.encoding)
-    if cut:
-        overflow: Literal["ellipsis", "crop"] = "ellipsis" if console.encoding.startswith("utf") else "crop"
-        console.print(line, style=style, markup=False, emoji=False, no_wrap=True, overflow=overflow)
-    else:
-        console.print(line, style=style, markup=False, emoji=False, soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    r"""The text with everything that a terminal might act on written as an escape.
-
-    >>> printable("a\nb\x1b[31m")
-    'a\\nb\\x1b[31m'
-    """
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+        page.add(f"  {defect.code}  {defect.where}{place}", cut=True, fg="red")
+        page.add(f"    {defect.message}")
 
 
 def parameters(count: int) -> str:

@@ -8,6 +8,8 @@ is what the model was tried with; llama.cpp's own converter prefers tokenizer_co
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +31,10 @@ MEND = "repair the file, or download it again"
 
 @dataclass(frozen=True)
 class ChatTemplates:
-    """The default template, the others by name, and what the user should know about the choice."""
+    """The default template, the others by name, and what the user should know about the choice.
+
+    The names are those that stand in GGUF keys: ASCII letters, digits and underscores.
+    """
 
     default: str | None = None
     named: Mapping[str, str] = field(default_factory=dict)
@@ -58,10 +63,41 @@ def read_chat_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> Ch
         for place, templates in filled.items()
         if templates != chosen
     ]
-    named = {name: text for name, text in chosen.items() if name != DEFAULT}
+    others = {name: text for name, text in chosen.items() if name != DEFAULT}
     if DEFAULT not in chosen:
-        warnings.append(f"{chosen_place} has the chat templates {listed(named)} but no default one")
-    return ChatTemplates(chosen.get(DEFAULT), named, tuple(warnings))
+        warnings.append(f"{chosen_place} has the chat templates {listed(others)} but no default one")
+    named, renamed = named_for_keys(others)
+    return ChatTemplates(chosen.get(DEFAULT), named, (*warnings, *renamed))
+
+
+def named_for_keys(templates: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Templates under names that fit into GGUF keys, and a warning for each that llama.cpp's converter would lose.
+
+    As there (gguf-py's add_chat_template) whatever is no ASCII letter or digit becomes an underscore and a template
+    without a name is left out; names that become alike are numbered, where that one keeps the last.
+
+    >>> named_for_keys({"tool-use": "a", "tool.use": "b"})[0]
+    {'tool_use': 'a', 'tool_use_2': 'b'}
+    """
+    named: dict[str, str] = {}
+    warnings = []
+    uses: Counter[str] = Counter()
+    for name, text in templates.items():
+        if not name:
+            warnings.append("a chat template without a name is left out, since a GGUF names each but the default one")
+            continue
+        plain = re.sub(r"[^A-Za-z0-9]", "_", name)
+        uses[plain] += 1
+        free = plain if uses[plain] == 1 else f"{plain}_{uses[plain]}"
+        while free in named:
+            free += "_"
+        if free != plain:
+            warnings.append(
+                f"the chat template {shortened(repr(name))} is called {shortened(free)} in the GGUF, since "
+                f"{shortened(plain)} is taken"
+            )
+        named[free] = text
+    return named, warnings
 
 
 def templates_in_json(settings: Mapping[str, Any], where: str) -> dict[str, str]:
@@ -69,13 +105,14 @@ def templates_in_json(settings: Mapping[str, Any], where: str) -> dict[str, str]
     value = settings.get("chat_template")
     if value is None:
         return {}
+    pairs: Any = None
     if isinstance(value, str):
-        named: Any = {DEFAULT: value}
+        pairs = [(DEFAULT, value)]
+    elif isinstance(value, dict):
+        pairs = list(value.items())
     elif isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
-        named = {entry.get("name"): entry.get("template") for entry in value}
-    else:
-        named = value
-    if not isinstance(named, dict) or not all(isinstance(item, str) for pair in named.items() for item in pair):
+        pairs = [(entry.get("name"), entry.get("template")) for entry in value]
+    if pairs is None or not all(isinstance(item, str) for pair in pairs for item in pair):
         raise CheckpointError(
             Problem(
                 "chat_template is no chat template",
@@ -85,7 +122,7 @@ def templates_in_json(settings: Mapping[str, Any], where: str) -> dict[str, str]
                 next_step=MEND,
             )
         )
-    return without_empty(named)
+    return without_empty(dict(pairs))
 
 
 def templates_in_files(folder: Path) -> dict[str, str]:

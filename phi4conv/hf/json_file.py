@@ -33,22 +33,30 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str
     else under a JSON name, not UTF-8, broken, not an object, or says a key twice.
     """
     require_file(path)
+    return parse_json_object(read_at_most(path, max_bytes), str(path))
+
+
+def read_at_most(path: Path, max_bytes: int, *, cut: bool = False) -> bytes:
+    """The bytes of a file or a pipe; with cut only the first max_bytes of a larger one.
+
+    Raises CheckpointError when it cannot be read or, without cut, is larger.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
     except OSError as error:
         raise CheckpointError(unreadable(path, error)) from error
-    if len(data) > max_bytes:
+    if len(data) > max_bytes and not cut:
         raise CheckpointError(
             Problem(
                 "too large to be a JSON file of a model",
                 where=str(path),
                 expected=f"at most {max_bytes:,} bytes",
-                found=f"{path.stat().st_size:,} bytes",
+                found=f"{max(path.stat().st_size, len(data)):,} bytes",
                 next_step=DOWNLOAD_AGAIN,
             )
         )
-    return parse_json_object(data, str(path))
+    return data[:max_bytes]
 
 
 def parse_json_object(data: bytes, where: str) -> dict[str, Any]:

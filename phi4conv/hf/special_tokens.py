@@ -7,6 +7,8 @@ transformers 5 ignores them.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gguf import TokenType
 
 from phi4conv.errors import CheckpointError, Problem
-from phi4conv.hf.json_file import shortened
+from phi4conv.hf.json_file import listed, shortened
 from phi4conv.vocab import SpecialIds
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_MAP_FILE = "special_tokens_map.json"
+
+DOWNLOAD_TOKENIZER = "download tokenizer.json again, or save it again from a tokenizer that works"
 
 # End-of-turn tokens of Phi-4, Phi-4-mini and Llama 3 style fine-tunes, in order of preference.
 END_OF_TURN = ("<|im_end|>", "<|end|>", "<|eot_id|>")
@@ -99,9 +103,20 @@ def added_ends(tokenizer: Tokenizer, special: SpecialIds, where: str) -> tuple[b
 
     Raises CheckpointError when it adds anything else, for which GGUF has no key.
     """
+    if lost := undeclared_tokens(tokenizer):
+        raise CheckpointError(
+            Problem(
+                "the post_processor adds tokens that it does not declare",
+                where,
+                expected="each under special_tokens of its TemplateProcessing",
+                found=listed(lost),
+                next_step=DOWNLOAD_TOKENIZER,
+            )
+        )
     text = "Hello world"
-    plain = tokenizer.encode(text, add_special_tokens=False).ids
-    whole = tokenizer.encode(text, add_special_tokens=True).ids
+    with library_errors("the tokenizers library cannot tokenize with the file", where):
+        plain = tokenizer.encode(text, add_special_tokens=False).ids
+        whole = tokenizer.encode(text, add_special_tokens=True).ids
     for add_bos in (False, True):
         for add_eos in (False, True):
             if [special.bos] * add_bos + plain + [special.eos] * add_eos == whole:
@@ -115,6 +130,37 @@ def added_ends(tokenizer: Tokenizer, special: SpecialIds, where: str) -> tuple[b
             next_step="remove post_processor from tokenizer.json, or name its tokens as bos_token and eos_token",
         )
     )
+
+
+def undeclared_tokens(tokenizer: Tokenizer) -> list[str]:
+    """The tokens that a TemplateProcessing adds and does not declare.
+
+    The library panics when it meets one, and its Rust code fills the terminal before the panic can be caught.
+    """
+    if tokenizer.post_processor is None:
+        return []
+    steps = [json.loads(tokenizer.post_processor.__getstate__())]
+    lost = []
+    while steps:
+        step = steps.pop()
+        steps += step.get("processors", [])
+        added = [piece["SpecialToken"]["id"] for piece in step.get("single", []) if "SpecialToken" in piece]
+        lost += [text for text in added if text not in step["special_tokens"]]
+    return lost
+
+
+@contextlib.contextmanager
+def library_errors(what: str, where: str) -> Iterator[None]:
+    """Turn whatever the tokenizers library raises inside into a CheckpointError that says what."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except BaseException as error:
+        # The library raises bare Exceptions. A panic of its Rust code is none, and its class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(Problem(what, where, "", shortened(str(error)), DOWNLOAD_TOKENIZER)) from error
 
 
 def flag_warnings(settings: Mapping[str, Any], behaviour: Mapping[str, bool]) -> Iterator[str]:

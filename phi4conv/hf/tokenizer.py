@@ -16,9 +16,25 @@ from gguf import TokenType
 
 from phi4conv.errors import CheckpointError, Problem
 from phi4conv.hf.chat_template import is_there, read_chat_templates
-from phi4conv.hf.json_file import listed, read_json_object, shortened
+from phi4conv.hf.json_file import (
+    MAX_JSON_BYTES,
+    listed,
+    parse_json_object,
+    read_at_most,
+    read_json_object,
+    require_file,
+    shortened,
+)
 from phi4conv.hf.pre_tokenizer import pre_tokenizer_name
-from phi4conv.hf.special_tokens import CONFIG_FILE, SPECIAL_MAP_FILE, added_ends, flag_warnings, special_ids
+from phi4conv.hf.special_tokens import (
+    CONFIG_FILE,
+    DOWNLOAD_TOKENIZER,
+    SPECIAL_MAP_FILE,
+    added_ends,
+    flag_warnings,
+    library_errors,
+    special_ids,
+)
 from phi4conv.vocab import PHI4_SEPARATOR, Vocabulary, byte_alphabet, pad_text
 
 if TYPE_CHECKING:
@@ -28,8 +44,6 @@ TOKENIZER_FILE = "tokenizer.json"
 
 # The Hub's parser of GGUF headers gives up on longer arrays, and an id costs a row of [PADn] up to it.
 MAX_TOKENS = 1_000_000
-
-DOWNLOAD_AGAIN = "download tokenizer.json again, or save it again from a tokenizer that works"
 
 
 @dataclass(frozen=True)
@@ -61,15 +75,17 @@ def read_vocabulary(folder: Path, config_ids: Mapping[str, int | None]) -> Vocab
             a kind that GGUF cannot express.
     """
     path = find_tokenizer(folder)
-    data = read_json_object(path)
     where = str(path)
+    require_file(path)
+    content = read_at_most(path, MAX_JSON_BYTES)
+    data = parse_json_object(content, where)
     model = byte_level_model(data, where)
     settings, special_map = (optional_json(folder / name) for name in (CONFIG_FILE, SPECIAL_MAP_FILE))
     pre = pre_tokenizer_name(data.get("pre_tokenizer"), ignore_merges=bool(model.get("ignore_merges")), where=where)
 
     tokens = read_tokens(model["vocab"], added_tokens(data, where), where)
     merges = read_merges(model.get("merges"), model["vocab"], where)
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(content, where)
     compare_with_library(tokens.ids, tokenizer, where)
 
     sources = {CONFIG_FILE: settings, SPECIAL_MAP_FILE: special_map}
@@ -98,7 +114,9 @@ def read_vocabulary(folder: Path, config_ids: Mapping[str, int | None]) -> Vocab
     return VocabularyReading(vocabulary, (*warnings, *templates.warnings))
 
 
-def bad(where: str, what: str, expected: str = "", found: str = "", next_step: str = DOWNLOAD_AGAIN) -> CheckpointError:
+def bad(
+    where: str, what: str, expected: str = "", found: str = "", next_step: str = DOWNLOAD_TOKENIZER
+) -> CheckpointError:
     """The error for a tokenizer file that cannot be converted."""
     return CheckpointError(Problem(what, where, expected, found, next_step))
 
@@ -275,14 +293,15 @@ def read_merges(merges: Any, vocab: Mapping[str, Any], where: str) -> tuple[str,
     return tuple(lines)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The file as the tokenizers library understands it; its refusal becomes a CheckpointError."""
+def load_tokenizer(content: bytes, where: str) -> Tokenizer:
+    """The bytes of tokenizer.json as the tokenizers library understands them.
+
+    Not the file, since the library opens no file whose path is not UTF-8. Raises CheckpointError.
+    """
     from tokenizers import Tokenizer  # noqa: PLC0415  # imported here for the start-up time of everything else
 
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exceptions
-        raise bad(str(path), "the tokenizers library cannot read the file", found=shortened(str(error))) from error
+    with library_errors("the tokenizers library cannot read the file", where):
+        tokenizer = Tokenizer.from_buffer(content)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -293,7 +312,8 @@ def compare_with_library(ids: Mapping[str, int], tokenizer: Tokenizer, where: st
 
     The library numbers an added token anew when the vocabulary lacks it and its id is not the next one free.
     """
-    library = tokenizer.get_vocab(with_added_tokens=True)
+    with library_errors("the tokenizers library cannot list the file's tokens", where):
+        library = tokenizer.get_vocab(with_added_tokens=True)
     if library == ids:
         return
     texts = sorted(text for text in library.keys() | ids.keys() if library.get(text) != ids.get(text))

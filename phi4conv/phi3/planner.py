@@ -205,7 +205,7 @@ def check_overrides(options: ConversionOptions, tensors: list[TensorPlan]) -> No
 
 
 def named_card(folder: Path, options: ConversionOptions, weight_count: int) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The model card with a safe name, and a warning when the name had to change."""
+    """The fields of the model card with a safe name, and what the user should know about them."""
     card = read_model_card(folder, parameter_count=weight_count, name=options.name, overrides=options.metadata_file)
-    name, warning = safe_name(str(card["name"]), asked_for=options.name is not None)
-    return card | {"name": name}, (warning,) if warning else ()
+    name, warning = safe_name(card.fields["name"], asked_for=options.name is not None)
+    return card.fields | {"name": name}, (*card.warnings, warning) if warning else card.warnings

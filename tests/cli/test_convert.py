@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -119,6 +120,45 @@ def test_a_bad_folder_gives_one_clear_message_and_no_file(tmp_path: Path, case: 
     for word in words:
         assert word in finished.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+ORDER = "\x1b]0;title\x07\nerror: forged"
+
+
+def test_a_name_in_the_checkpoint_cannot_forge_a_message(tmp_path: Path) -> None:
+    folder = copy_of_tiny(tmp_path / "model")
+    tensors = tiny_tensors()
+    replace_tensors(folder, {**tensors, ORDER: tensors["model.norm.weight"]})
+    finished = phi4conv("convert", folder, tmp_path / "out.gguf")
+    assert finished.returncode == 2
+    assert "\x1b" not in finished.stderr
+    assert r"\x1b]0;title\x07\nerror: forged" in finished.stderr
+    assert [line for line in finished.stderr.splitlines() if line.startswith("error: forged")] == []
+    assert len(finished.stderr.splitlines()) > 1  # a problem's own lines stay apart
+
+
+def test_a_name_cannot_forge_a_result_or_a_warning(tmp_path: Path) -> None:
+    finished = phi4conv("convert", TINY, tmp_path / f"{ORDER}-F16.gguf", "--type", "BF16")
+    assert finished.returncode == 0
+    for stream in (finished.stdout, finished.stderr):
+        assert "\x1b" not in stream
+        assert r"\nerror: forged-F16.gguf" in stream
+
+
+@pytest.mark.parametrize("out", ["new/", "out.gguf/", "out.gguf/.", "new/..", "."])
+def test_a_folder_as_output_is_told(tmp_path: Path, out: str) -> None:
+    finished = phi4conv("convert", TINY, out, cwd=tmp_path)
+    assert finished.returncode == 2
+    assert "is a folder" in finished.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_force_replaces_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    finished = phi4conv("convert", TINY, tmp_path / "pipe", "--force")
+    assert finished.returncode == 2
+    assert "a device, a pipe or a socket" in finished.stderr
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_missing_folder_is_told(tmp_path: Path) -> None:

@@ -1,6 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -68,11 +77,44 @@ def test_summary_for_people(model: Path) -> None:
         assert line in result.output.splitlines()
 
 
-def test_what_is_piped_has_no_colour_and_no_wrapped_lines(model: Path) -> None:
-    lines = run(str(model)).output.splitlines()
+@pytest.mark.parametrize("columns", [0, 80])
+def test_what_is_piped_has_no_colour_and_is_neither_wrapped_nor_cut(model: Path, columns: int) -> None:
+    lines = run(str(model), columns=columns).output.splitlines()
     assert "\x1b" not in "".join(lines)
-    assert max(map(len, lines)) == 80
-    assert "  long.value  " + "0123456789" * 6 + "01234…" in lines
+    assert "  long.value  " + "0123456789" * 50 in lines
+
+
+def on_a_terminal(*arguments: str, columns: int, **environment: str) -> str:
+    """What inspect prints on a terminal of so many columns."""
+    main, other = pty.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    variables = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "NO_COLOR", "TERM"}}
+    command = [sys.executable, "-m", "phi4conv", "inspect", *arguments]
+    with subprocess.Popen(command, stdout=other, env={**variables, **environment}) as process:
+        os.close(other)
+        parts = []
+        with contextlib.suppress(OSError):  # Linux's way to say that the other side is closed
+            while part := os.read(main, 4096):
+                parts.append(part)
+    os.close(main)
+    assert process.returncode == 0
+    return b"".join(parts).decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("columns", "environment", "width"),
+    [(80, {}, 80), (100, {}, 100), (80, {"COLUMNS": "60"}, 60), (90, {"COLUMNS": "0"}, 90), (0, {"COLUMNS": "0"}, 80)],
+)
+def test_lines_are_cut_to_the_terminal(model: Path, columns: int, environment: dict[str, str], width: int) -> None:
+    lines = on_a_terminal(str(model), columns=columns, NO_COLOR="1", **environment).splitlines()
+    assert max(map(len, lines)) == width
+    assert "  long.value  " + ("0123456789" * 50)[: width - 15] + "…" in lines
+
+
+def test_colours_are_for_terminals_that_want_them(model: Path) -> None:
+    assert "\x1b[1mno defects in the format\x1b[0m" in on_a_terminal(str(model), columns=80)
+    assert "\x1b" not in on_a_terminal(str(model), columns=80, NO_COLOR="1")
+    assert "\x1b" not in on_a_terminal(str(model), columns=80, TERM="dumb")
 
 
 def test_text_of_the_file_reaches_no_terminal_as_an_order(model: Path) -> None:
@@ -81,10 +123,17 @@ def test_text_of_the_file_reaches_no_terminal_as_an_order(model: Path) -> None:
     assert r"\x1b[31mred\nname [bold]" in output
 
 
-def test_output_that_cannot_hold_every_character(model: Path) -> None:
-    result = CliRunner(charset="ascii", env={"COLUMNS": "80"}).invoke(inspect, [str(model)])
-    assert result.exit_code == 0, result.exception
-    assert "\n  long.value  " + "0123456789" * 6 + "012345\n" in result.output
+def test_a_header_of_many_keys_and_a_long_text_takes_a_moment(tmp_path: Path) -> None:
+    pairs = [layout.u32(f"key.{number}", number) for number in range(50_000)]
+    header = encode_header([*pairs, layout.text("long." + "k" * 60_000, "line\n" * 2_000_000)], [])
+    path = tmp_path / "large.gguf"
+    path.write_bytes(header.data)
+    started = time.process_time()
+    result = run(str(path))
+    assert time.process_time() - started < 3
+    assert result.exit_code == 0
+    assert "  key.49999" in result.output
+    assert len(result.output) < 20_000_000  # one long key does not widen every row
 
 
 def test_json_is_one_document(model: Path) -> None:

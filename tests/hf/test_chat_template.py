@@ -60,6 +60,30 @@ def test_named_templates_are_the_same_in_either_place(tmp_path: Path) -> None:
     assert read(write(tmp_path, files)) == expected
 
 
+def test_names_that_become_alike_in_a_gguf_are_numbered(tmp_path: Path) -> None:
+    names = ["工具", "思考", "a-b", "a.b", "a_b_2"]
+    templates = read(tmp_path, {"default": TEMPLATE} | {name: f"{{{{ {name!r} }}}}" for name in names})
+    assert dict(zip(templates.named, templates.named.values(), strict=True)) == {
+        "__": "{{ '工具' }}",
+        "___2": "{{ '思考' }}",
+        "a_b": "{{ 'a-b' }}",
+        "a_b_2": "{{ 'a.b' }}",
+        "a_b_2_": "{{ 'a_b_2' }}",
+    }
+    assert templates.warnings == (
+        "the chat template '思考' is called ___2 in the GGUF, since __ is taken",
+        "the chat template 'a.b' is called a_b_2 in the GGUF, since a_b is taken",
+        "the chat template 'a_b_2' is called a_b_2_ in the GGUF, since a_b_2 is taken",
+    )
+
+
+def test_a_template_without_a_name_is_left_out(tmp_path: Path) -> None:
+    templates = read(tmp_path, [{"name": "default", "template": TEMPLATE}, {"name": "", "template": OTHER}])
+    assert (templates.default, templates.named) == (TEMPLATE, {})
+    [warning] = templates.warnings
+    assert warning.startswith("a chat template without a name is left out")
+
+
 def test_the_file_wins_over_tokenizer_config_as_in_transformers(tmp_path: Path) -> None:
     templates = read(write(tmp_path, {"chat_template.jinja": OTHER}), TEMPLATE)
     assert templates.default == OTHER
@@ -86,7 +110,17 @@ def test_an_empty_template_does_not_hide_the_next_place(tmp_path: Path) -> None:
     assert read(write(tmp_path, {"chat_template.jinja": ""}), TEMPLATE) == ChatTemplates(TEMPLATE)
 
 
-@pytest.mark.parametrize("value", [5, ["text"], [{"name": "default"}], [{"template": TEMPLATE}], {"default": None}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        5,
+        ["text"],
+        [{"name": "default"}],
+        [{"template": TEMPLATE}],
+        {"default": None},
+        [{"name": [], "template": TEMPLATE}],
+    ],
+)
 def test_what_is_no_template_is_refused(tmp_path: Path, value: Any) -> None:
     with pytest.raises(CheckpointError, match="chat_template is no chat template"):
         read(tmp_path, value)

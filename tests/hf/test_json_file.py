@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phi4conv.errors import CheckpointError, Problem
-from phi4conv.hf.json_file import parse_json_object, read_json_object
+from phi4conv.hf.json_file import parse_json_object, read_at_most, read_json_object
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4247\n"
 
@@ -90,6 +90,15 @@ def test_size_is_bounded(tmp_path: Path) -> None:
     assert read_json_object(path, max_bytes=8) == {"a": 1}
     problem = refusal(b'{"a": 12}', tmp_path, max_bytes=8)
     assert (problem.what, problem.found) == ("too large to be a JSON file of a model", "9 bytes")
+
+
+def test_the_start_of_a_larger_file_is_read_when_that_is_enough(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_bytes(b"0123456789")
+    assert read_at_most(path, 10) == b"0123456789"
+    assert read_at_most(path, 4, cut=True) == b"0123"
+    with pytest.raises(CheckpointError, match="too large"):
+        read_at_most(path, 4)
 
 
 def test_long_texts_do_not_fill_the_screen(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from small_tokenizers import (
 from tokenizers import Tokenizer
 
 from phi4conv.errors import CheckpointError
+from phi4conv.hf.special_tokens import library_errors
 from phi4conv.hf.tokenizer import read_vocabulary
 from phi4conv.vocab import SpecialIds
 
@@ -106,3 +108,37 @@ def test_end_of_turn_is_always_set(tmp_path: Path, text: str, eot: int) -> None:
     renamed = json.loads(json.dumps(small_tokenizer()).replace("<|im_end|>", text))
     reading = read_vocabulary(write_folder(tmp_path, renamed, {"eos_token": "<|endoftext|>"}), NO_IDS)
     assert reading.vocabulary.special.eot == eot
+
+
+def undeclared(data: Json) -> None:
+    end_with(data, "<|endoftext|>", None)
+    data["post_processor"]["special_tokens"] = {}
+
+
+def undeclared_in_a_sequence(data: Json) -> None:
+    byte_level = data["post_processor"]
+    undeclared(data)
+    data["post_processor"] = {"type": "Sequence", "processors": [byte_level, data["post_processor"]]}
+
+
+@pytest.mark.parametrize("change", [undeclared, undeclared_in_a_sequence])
+def test_undeclared_tokens_are_refused_before_the_library_panics(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], change: Callable[[Json], None]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"tokens that it does not declare(.|\n)*'<\|endoftext\|>'"):
+        read_changed(tmp_path, change)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_panic_of_the_library_is_a_problem_of_the_file() -> None:
+    data = small_tokenizer()
+    undeclared(data)
+    tokenizer = Tokenizer.from_str(json.dumps(data))
+    with pytest.raises(CheckpointError, match="cannot tokenize"), library_errors("cannot tokenize", "tokenizer.json"):
+        tokenizer.encode("Hello world")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_an_interruption_is_no_problem_of_the_file(error: type[BaseException]) -> None:
+    with pytest.raises(error), library_errors("the tokenizers library cannot read the file", "tokenizer.json"):
+        raise error

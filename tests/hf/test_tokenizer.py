@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +56,14 @@ def test_a_small_phi_4_is_read_whole(tmp_path: Path) -> None:
         add_eos=False,
         chat_template="{{ messages }}",
     )
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode here")
+def test_a_folder_whose_name_is_no_text_is_read(tmp_path: Path) -> None:
+    (tmp_path / "phi").mkdir()
+    folder = tmp_path / os.fsdecode(b"phi-\xff")
+    folder.mkdir()
+    assert read_vocabulary(write_folder(folder), NO_IDS) == read_vocabulary(write_folder(tmp_path / "phi"), NO_IDS)
 
 
 def test_both_spellings_of_merges_are_one_vocabulary(tmp_path: Path) -> None:

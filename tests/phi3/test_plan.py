@@ -320,7 +320,6 @@ def test_generation_settings_and_model_card(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "text", "words"),
     [
-        ("README.md", "---\nlicense: [mit\n---\n", "the model card cannot be read"),
         ("generation_config.json", '{"top_k": 1.5}', "general.sampling.top_k is not usable"),
         ("generation_config.json", '{"temperature": "hot"}', "general.sampling.temp is not usable"),
         ("generation_config.json", "<html>", "HTML"),
