@@ -47,7 +47,8 @@ class Page:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        # Python 3.10 passes on a terminal's own word that it has no columns.
+        self.width = (shutil.get_terminal_size().columns or 80) if sys.stdout.isatty() else None
 
     def add(self, text: str = "", *, cut: bool = False, **style: Any) -> None:
         """Add one line, in a style of click's."""
