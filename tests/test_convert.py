@@ -18,6 +18,7 @@ import gguf
 import numpy as np
 import pytest
 from checkpoints import SPELLINGS, TINY, Words, copy_of_tiny, edit_json, replace_tensors, tiny_tensors
+from programs import phi4conv
 
 from phi4conv import convert as module
 from phi4conv import phi3
@@ -206,11 +207,6 @@ def test_a_shard_cut_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch: p
     with pytest.raises(Phi4ConvError, match="ends early"):
         run(folder, tmp_path / "out.gguf")
     assert not list(tmp_path.glob("*.gguf*"))
-
-
-def phi4conv(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "phi4conv", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 SLOW_CONVERSION = """

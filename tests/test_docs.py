@@ -5,25 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import re
-from pathlib import Path
-from types import ModuleType
 
 import click
 import pytest
 from checkpoints import REPOSITORY
+from programs import script
 
 from phi4conv.cli import cli
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-
-
-def script(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_command_reference_is_current() -> None:

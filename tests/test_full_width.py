@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 from checkpoints import REPOSITORY, copy_of_tiny, edit_json
 from gguf import GGMLQuantizationType
+from programs import phi4conv, script
 
 from phi4conv.gguf_file.read import read_gguf
 from phi4conv.hf.checkpoint import Checkpoint
@@ -22,21 +19,12 @@ WIDE = {"hidden_size": 5120, "intermediate_size": 17920, "num_attention_heads": 
 MEMORY_LIMIT = 600e6
 
 
-def make_model_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_model", REPOSITORY / "benchmarks" / "make_model.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wide")
     tiny = copy_of_tiny(folder / "tiny")
     edit_json(tiny / "config.json", lambda data: data.update(WIDE))
-    make_model_script().make_model(tiny, folder / "model", layers=1)
+    script(REPOSITORY / "benchmarks" / "make_model.py").make_model(tiny, folder / "model", layers=1)
     return folder / "model"
 
 
@@ -44,8 +32,7 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("file_type", ["BF16", "Q8_0"])
 def test_full_width_tensors_are_ggmls_and_memory_is_bounded(tmp_path: Path, wide_model: Path, file_type: str) -> None:
     out = tmp_path / f"wide-{file_type}.gguf"
-    command = [sys.executable, "-m", "phi4conv", "convert", str(wide_model), str(out), "--json"]
-    result = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    result = json.loads(phi4conv("convert", wide_model, out, "--json").stdout)
     assert result["peak_memory_bytes"] is None or result["peak_memory_bytes"] < MEMORY_LIMIT
 
     sources = Checkpoint.open(wide_model).tensors

@@ -12,14 +12,10 @@ from typing import Any
 
 import pytest
 from checkpoints import REPOSITORY, TINY, copy_of_tiny, edit_json, replace_tensors, tiny_tensors
+from programs import phi4conv
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4998772184\n"
 SHARD = "model-00001-of-00002.safetensors"
-
-
-def phi4conv(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "phi4conv", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def empty(folder: Path) -> None:

@@ -1,0 +1,26 @@
+"""phi4conv as a process of its own, and scripts of the repository as modules."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def phi4conv(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, whatever its exit code; options are subprocess.run's."""
+    command = [sys.executable, "-m", "phi4conv", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def script(path: Path) -> ModuleType:
+    """A Python file that lies in no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
