@@ -33,6 +33,9 @@ from phi4conv.rows import RowSource, locate, row_count
 # Weights a chunk: 4 MB as float32, enough to keep numpy busy and few enough to keep memory small.
 CHUNK_WEIGHTS = 1 << 20
 
+# A worker holds about 13 MB, measured at full width; with more of them the disk is what waits.
+MOST_WORKERS_UNASKED = 16
+
 # Chunks waiting or running for each worker: one at work, one ready.
 CHUNKS_PER_WORKER = 2
 
@@ -95,7 +98,7 @@ def convert(
         target: The file to make; its folder must exist.
         options: Types, name and metadata.
         force: Replace target when it exists.
-        workers: Threads that encode; all usable cores by default.
+        workers: Threads that encode; by default one for each usable core, up to MOST_WORKERS_UNASKED.
         executor: Runs the chunks instead of a pool of threads; it stays open.
         progress: Told of tensor bytes as they are written.
 
@@ -105,7 +108,7 @@ def convert(
         OutputError: The target cannot be written. In every case target is as it was before.
     """
     started = time.monotonic()
-    workers = workers or usable_cores()
+    workers = workers or min(usable_cores(), MOST_WORKERS_UNASKED)
     plan = phi3.plan(folder, options)
     plan.check()
     check_target(target, plan.size_bytes, force=force, inputs=plan.inputs)

@@ -104,6 +104,14 @@ def test_the_result_tells_what_was_done(tmp_path: Path) -> None:
     assert result.workers >= 1
 
 
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (4, 4), (96, 16)])
+def test_memory_does_not_grow_with_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
+) -> None:
+    monkeypatch.setattr(module, "usable_cores", lambda: cores)
+    assert run(TINY, tmp_path / "out.gguf").workers == workers
+
+
 def spoiled(folder: Path, name: str, row: int, column: int, value: float) -> Path:
     """The tiny checkpoint in F32 with one weight replaced."""
     copy_of_tiny(folder)

@@ -42,7 +42,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="JSON file of general.* keys that override the model card's.",
 )
-@click.option("--threads", metavar="N", type=click.IntRange(1), help="Threads that encode. Default: all usable cores.")
+@click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Threads that encode. Default: one for each usable core, at most 16.",
+)
 @click.option("--vocab-only", is_flag=True, help="Write metadata and vocabulary, and no tensors.")
 @click.option(
     "--allow-non-finite",
