@@ -21,7 +21,7 @@ from gguf.constants import GGMLQuantizationType
 from phi4conv import phi3
 from phi4conv.arrays import Floats
 from phi4conv.errors import ConversionError, Problem
-from phi4conv.files import AtomicFile, PositionedWriter, check_target, leftover_warnings
+from phi4conv.files import AtomicFile, PositionedWriter, leftover_warnings
 from phi4conv.gguf_file.read import read_gguf
 from phi4conv.machine import peak_memory, usable_cores
 from phi4conv.phi3 import ConversionOptions
@@ -111,10 +111,10 @@ def convert(
     workers = workers or min(usable_cores(), MOST_WORKERS_UNASKED)
     plan = phi3.plan(folder, options)
     plan.check()
-    check_target(target, plan.size_bytes, force=force, inputs=plan.inputs)
+    file = AtomicFile(target, plan.size_bytes, force=force, inputs=plan.inputs)
     warnings = (*plan.warnings, *leftover_warnings(target))
     compare_copies(plan)
-    with AtomicFile(target, plan.size_bytes, force=force, inputs=plan.inputs) as file:
+    with file:
         file.writer.write_at(memoryview(plan.header.data), 0)
         chunks = plan_chunks(plan, file.writer, allow_non_finite=options.allow_non_finite)
         with pool(executor, workers) as active:

@@ -12,6 +12,9 @@ from gguf import TokenType
 
 from phi4conv.errors import ConversionError, Problem
 
+# The Hub's parser of GGUF headers takes no longer array, and no Phi has a quarter of it.
+LARGEST_VOCABULARY = 1_000_000
+
 # A special token that Phi-4 has and no other family: by it a Phi-4 is known, whatever it is called.
 PHI4_SEPARATOR = "<|im_sep|>"
 

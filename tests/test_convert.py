@@ -58,6 +58,18 @@ def test_tensor_bytes_are_ggmls_and_gguf_py_agrees(tmp_path: Path, llama: LlamaC
         assert tensor.data.tobytes() == expected.tobytes(), tensor.name
 
 
+def test_gguf_py_reads_every_pair_as_it_was_planned(tmp_path: Path) -> None:
+    plan = run(TINY, tmp_path / "out.gguf", "Q8_0").plan
+    fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
+    read = [(key, field.types, field.contents()) for key, field in fields.items() if not key.startswith("GGUF.")]
+    assert read == [
+        (pair.key, [pair.type], pair.value)
+        if pair.item_type is None
+        else (pair.key, [pair.type, pair.item_type], list(pair.value))
+        for pair in plan.metadata
+    ]
+
+
 @pytest.mark.parametrize("file_type", FILE_TYPES)
 def test_llama_cpp_answers_every_chat_word_for_word(
     tmp_path: Path, llama: LlamaCpp, chats: list[tuple[str, str]], file_type: str
@@ -315,16 +327,13 @@ def test_a_read_only_folder_is_told(mounted: Path) -> None:
 
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing(mounted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("phi4conv.files.check_target", lambda *_, **__: None)
-    monkeypatch.setattr(module, "check_target", lambda *_, **__: None)
     with pytest.raises(OutputError, match="No space left"):
         run(TINY, mounted / "out.gguf")
     assert list(mounted.iterdir()) == []
 
 
-def test_time_and_memory_are_bounded_on_the_tiny_model(tmp_path: Path) -> None:
-    started = time.monotonic()
-    finished = phi4conv("convert", TINY, tmp_path / "out.gguf")
-    assert finished.returncode == 0
-    assert time.monotonic() - started < 30
-    memory = re.search(r"peak memory (\d+) MB", finished.stdout)
-    assert memory is None or int(memory[1]) < 300
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+def test_a_small_conversion_takes_little_memory(tmp_path: Path) -> None:
+    memory = re.search(r"peak memory (\d+) MB", phi4conv("convert", TINY, tmp_path / "out.gguf").stdout)
+    assert memory
+    assert 10 < int(memory[1]) < 300

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from phi4conv.errors import CheckpointError, Problem
-from phi4conv.hf.json_file import listed, read_json_object, recognised, require_file, shortened, unreadable
+from phi4conv.hf.json_file import listed, read_at_most, read_json_object, recognised, require_file, shortened
 
 TEMPLATE_FILE = "chat_template.jinja"
 TEMPLATE_FOLDER = "additional_chat_templates"
@@ -147,16 +147,9 @@ def is_there(path: Path) -> bool:
 def read_template(path: Path) -> str:
     """The text of one template file; raises CheckpointError when it is no UTF-8 text of a sensible size."""
     require_file(path)
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TEMPLATE_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(unreadable(path, error)) from error
+    data = read_at_most(path, MAX_TEMPLATE_BYTES, kind="chat template")
     if problem := recognised(data, str(path), expected="a Jinja template"):
         raise CheckpointError(problem)
-    if len(data) > MAX_TEMPLATE_BYTES:
-        expected = f"at most {MAX_TEMPLATE_BYTES:,} bytes"
-        raise CheckpointError(Problem("too large to be a chat template", str(path), expected, next_step=MEND))
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

@@ -15,12 +15,10 @@ from phi4conv.errors import CheckpointError, Problem
 from phi4conv.hf.config_fields import Fields
 from phi4conv.hf.json_file import read_json_object
 from phi4conv.hf.rope import Rope, read_rope
+from phi4conv.vocab import LARGEST_VOCABULARY
 
 PHI3 = "Phi3ForCausalLM"
 LLAMA = "LlamaForCausalLM"
-
-# The Hub's parser of GGUF headers takes no longer array, and no Phi has a fifth of it.
-LARGEST_VOCABULARY = 1_000_000
 
 
 @dataclass(frozen=True)

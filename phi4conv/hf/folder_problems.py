@@ -50,9 +50,10 @@ Headers = Mapping[str, Mapping[str, TensorInfo]]  # file name â†’ tensor name â†
 
 
 def how_to_get(folder: Path) -> str:
-    """The download of what may be meant: "microsoft/phi-4" is a repository's name as well as a path."""
+    """What to do about a missing folder: "microsoft/phi-4" is a path, and may be meant as a repository's name."""
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", folder.as_posix(), re.ASCII):
-        return f"download the model: `hf download {folder.as_posix()} --local-dir {folder.name}`"
+        name = folder.as_posix()
+        return f"check the path; if it names a repository on the Hub: `hf download {name} --local-dir {folder.name}`"
     return GET_MODEL
 
 

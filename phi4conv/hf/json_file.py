@@ -36,8 +36,8 @@ def read_json_object(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> dict[str
     return parse_json_object(read_at_most(path, max_bytes), str(path))
 
 
-def read_at_most(path: Path, max_bytes: int, *, cut: bool = False) -> bytes:
-    """The bytes of a file or a pipe; with cut only the first max_bytes of a larger one.
+def read_at_most(path: Path, max_bytes: int, *, cut: bool = False, kind: str = "JSON file of a model") -> bytes:
+    """The bytes of a file or a pipe; with cut only the first max_bytes of a larger one. kind names it in messages.
 
     Raises CheckpointError when it cannot be read or, without cut, is larger.
     """
@@ -49,7 +49,7 @@ def read_at_most(path: Path, max_bytes: int, *, cut: bool = False) -> bytes:
     if len(data) > max_bytes and not cut:
         raise CheckpointError(
             Problem(
-                "too large to be a JSON file of a model",
+                f"too large to be a {kind}",
                 where=str(path),
                 expected=f"at most {max_bytes:,} bytes",
                 found=f"{max(path.stat().st_size, len(data)):,} bytes",

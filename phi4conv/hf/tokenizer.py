@@ -35,15 +35,12 @@ from phi4conv.hf.special_tokens import (
     library_errors,
     special_ids,
 )
-from phi4conv.vocab import PHI4_SEPARATOR, Vocabulary, byte_alphabet, pad_text
+from phi4conv.vocab import LARGEST_VOCABULARY, PHI4_SEPARATOR, Vocabulary, byte_alphabet, pad_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
-
-# The Hub's parser of GGUF headers gives up on longer arrays, and an id costs a row of [PADn] up to it.
-MAX_TOKENS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -224,9 +221,9 @@ def read_tokens(vocab: Mapping[str, Any], added: Sequence[Mapping[str, Any]], wh
     texts: dict[int, str] = {}
     ids: dict[str, int] = {}
     for text, token_id in [*vocab.items(), *((entry["content"], entry["id"]) for entry in added)]:
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < MAX_TOKENS:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < LARGEST_VOCABULARY:
             found = f"{shortened(repr(token_id))} for {shortened(repr(text))}"
-            raise bad(where, "a token with an impossible id", f"a number from 0 to {MAX_TOKENS - 1}", found)
+            raise bad(where, "a token with an impossible id", f"a number from 0 to {LARGEST_VOCABULARY - 1}", found)
         if not text or "\0" in text:
             raise bad(where, "a token that GGUF cannot hold", "text without NUL", f"{text!r} with id {token_id}")
         if texts.setdefault(token_id, text) != text:

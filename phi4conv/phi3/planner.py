@@ -13,6 +13,7 @@ from gguf.constants import GGMLQuantizationType
 from phi4conv.errors import CheckpointError, ConversionError, Problem
 from phi4conv.hf.checkpoint import Checkpoint, TensorRows, folder_names
 from phi4conv.hf.config import Phi3Config, read_config
+from phi4conv.hf.json_file import listed
 from phi4conv.hf.model_card import read_model_card
 from phi4conv.hf.tokenizer import VocabularyReading, read_vocabulary
 from phi4conv.phi3.metadata import metadata_pairs, safe_name
@@ -56,6 +57,7 @@ def plan(folder: Path, options: ConversionOptions) -> ConversionPlan:
         CheckpointError: The folder holds no checkpoint that can be converted.
         ConversionError: The options cannot be met.
     """
+    compile_patterns(options)
     config, reading, checkpoint = read_folder(folder, vocab_only=options.vocab_only)
     check_family(config, reading.vocabulary, folder)
     tensors: tuple[TensorPlan, ...] = ()
@@ -67,6 +69,7 @@ def plan(folder: Path, options: ConversionOptions) -> ConversionPlan:
         file_type = FILE_TYPES[options.file_type or checkpoint.dtype]
         check_tensors(config, sources)
         tensors = plan_tensors(config, sources, file_type, options)
+    check_overrides(options, tensors)
     # The embedding bears vocab_size out by now, so that padding up to it is not a matter of trust.
     vocabulary = reading.vocabulary.padded(config.vocab_size)
     card, renamed = named_card(folder, options, sum(tensor.weight_count for tensor in tensors))
@@ -146,28 +149,22 @@ def rounding_warnings(
     ]
     if rounded and not options.file_type:
         yield (
-            f"the checkpoint keeps {len(rounded)} matrices, such as {rounded[0]}, in another type than most; they are "
-            "rounded to that of the others. Pass --type F32 to keep every weight, or --type to choose"
+            f"stored in another type than most matrices, and rounded to theirs: {listed(rounded)}; pass --type F32 to "
+            "keep every weight, or another --type to choose"
         )
 
 
 def plan_tensors(
     config: Phi3Config, sources: Mapping[str, TensorRows], file_type: FileType, options: ConversionOptions
 ) -> tuple[TensorPlan, ...]:
-    """Every tensor with its type.
-
-    Raises:
-        ConversionError: An override is no regular expression or matches no tensor.
-    """
+    """Every tensor with its type."""
     rules = TypeRules(
         file_type, options.overrides, options.token_embedding, options.output, tied=config.tied_embeddings
     )
-    compile_patterns(options)
     tensors = []
     for name, source in gguf_tensors(config, sources):
         choice = rules.choose(name, source.shape)
         tensors.append(TensorPlan(name, source, source.shape, choice.qtype, choice.reason))
-    check_overrides(options, tensors)
     return tuple(tensors)
 
 
@@ -185,7 +182,7 @@ def compile_patterns(options: ConversionOptions) -> None:
             raise ConversionError(Problem("not a regular expression", where=where, found=str(error))) from error
 
 
-def check_overrides(options: ConversionOptions, tensors: list[TensorPlan]) -> None:
+def check_overrides(options: ConversionOptions, tensors: Sequence[TensorPlan]) -> None:
     """Refuse a --tensor-type that changes nothing, for a typing mistake should not pass in silence.
 
     Raises:
@@ -198,8 +195,10 @@ def check_overrides(options: ConversionOptions, tensors: list[TensorPlan]) -> No
                 Problem(
                     "the pattern matches no tensor that may have another type",
                     where=f"--tensor-type {pattern}={qtype.name}",
-                    expected=f"a part of a GGUF name such as {names[-1]}",
-                    next_step="see the names with --dry-run",
+                    expected=f"a part of a GGUF name such as {names[-1] if names else 'blk.0.ffn_up.weight'}",
+                    next_step="see the names with --dry-run"
+                    if names
+                    else "leave it out: --vocab-only writes no tensors",
                 )
             )
 

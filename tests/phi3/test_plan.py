@@ -166,6 +166,11 @@ def test_an_override_that_changes_nothing_is_an_error(pattern: str, words: str) 
         tiny_plan(overrides=((pattern, F16),))
 
 
+def test_an_override_without_tensors_is_an_error_too() -> None:
+    with pytest.raises(ConversionError, match="--vocab-only writes no tensors"):
+        tiny_plan(vocab_only=True, overrides=(("ffn", F16),))
+
+
 def test_the_size_is_exact_and_the_weights_are_counted() -> None:
     plan = tiny_plan(file_type="Q8_0")
     assert plan.size_bytes == plan.header.data_offset + sum(
@@ -241,7 +246,7 @@ def test_matrices_of_another_type_than_most_are_told(tmp_path: Path) -> None:
     tensors["model.norm.weight"] = ("F32", tensors["model.norm.weight"][1].astype("<f4"))
     replace_tensors(folder, tensors)
     (warning,) = tiny_plan(folder).warnings
-    assert "1 matrices, such as output.weight" in warning
+    assert "rounded to theirs: 'output.weight';" in warning
     assert tiny_plan(folder, file_type="BF16").warnings == ()
 
 
