@@ -179,7 +179,7 @@ def convert_chunk(chunk: Chunk) -> int:
     codec = CODECS[chunk.qtype]
     if not chunk.allow_non_finite:
         check_magnitude(chunk, rows, codec.largest)
-    data = codec.encode_rows(rows)
+    data = codec.encode_rows(rows, None)
     chunk.writer.write_at(data.data, chunk.offset)
     return data.nbytes
 

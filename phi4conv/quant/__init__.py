@@ -10,16 +10,33 @@
 True
 """
 
+from __future__ import annotations
+
 from gguf.constants import GGMLQuantizationType
 
-from phi4conv.quant.codec import QuantCodec, decode, encode
+from phi4conv.arrays import Bytes, Floats
+from phi4conv.quant.codec import QuantCodec
 from phi4conv.quant.simple import BF16, F16, F32, Q8_0
 
 CODECS: dict[GGMLQuantizationType, QuantCodec] = {
-    GGMLQuantizationType.F32: F32,
-    GGMLQuantizationType.F16: F16,
-    GGMLQuantizationType.BF16: BF16,
-    GGMLQuantizationType.Q8_0: Q8_0,
+    codec.qtype: codec for codec in (F32, F16, BF16, Q8_0)
 }
+
+
+def encode(codec: QuantCodec, weights: Floats, importance: Floats | None = None) -> Bytes:
+    """Encode weights (…, width) of float32 as uint8 (…, row bytes), by the fastest path there is.
+
+    See QuantCodec.encode for the arguments and what is raised.
+    """
+    return codec.encode(weights, importance)
+
+
+def decode(codec: QuantCodec, data: Bytes) -> Floats:
+    """Decode uint8 (…, row bytes) to float32 (…, width), by the fastest path there is.
+
+    See QuantCodec.decode for what is raised.
+    """
+    return codec.decode(data)
+
 
 __all__ = ["BF16", "CODECS", "F16", "F32", "Q8_0", "QuantCodec", "decode", "encode"]

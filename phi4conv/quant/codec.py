@@ -1,6 +1,7 @@
 """QuantCodec: how rows of weights become a tensor type's bytes, and back.
 
-Rows, widths and chunking live here once; a codec itself sees only whole rows.
+Rows, widths, importance and what a broken block looks like live here once; a codec's own functions see
+only whole rows that are known to be good.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from phi4conv.arrays import Bytes, Floats
 
+F16_EXPONENT = 0x7C00  # all ones: infinity or NaN
+
 
 @dataclass(frozen=True)
 class QuantCodec:
@@ -20,17 +23,24 @@ class QuantCodec:
 
     Attributes:
         qtype: The type's number and name in ggml.
-        encode_rows: float32 (rows, width) to uint8 (rows, width // block_weights * block_bytes). Rows, not
-            blocks, because some types choose a scale from the whole row.
+        encode_rows: float32 (rows, width) and the importance, float32 (width,) or None, to uint8 (rows,
+            width // block_weights * block_bytes). Rows, not blocks, because some types choose a scale from
+            the whole row.
         decode_rows: The way back, exact.
         largest: Weights beyond this magnitude overflow the type (a weight, or its block's scale, becomes
-            infinite).
+            infinite). Types whose limit depends on a block's other weights give float32's own.
+        scale_offsets: Where a block holds float16 scales, in bytes.
+        uses_importance: Whether an importance matrix changes the bytes; otherwise it is not looked at.
+        path: What computes: "numpy" or "numba".
     """
 
     qtype: GGMLQuantizationType
-    encode_rows: Callable[[Floats], Bytes]
+    encode_rows: Callable[[Floats, Floats | None], Bytes]
     decode_rows: Callable[[Bytes], Floats]
-    largest: float
+    largest: float = float(np.finfo(np.float32).max)
+    scale_offsets: tuple[int, ...] = ()
+    uses_importance: bool = False
+    path: str = "numpy"
 
     @property
     def name(self) -> str:
@@ -58,31 +68,75 @@ class QuantCodec:
             raise ValueError(f"{self.name} needs rows of a multiple of {self.block_weights} weights, not {width}")
         return blocks * self.block_bytes
 
+    def encode(self, weights: Floats, importance: Floats | None = None) -> Bytes:
+        """Encode weights (…, width) of float32 as uint8 (…, row bytes), by this codec's own path.
 
-def encode(codec: QuantCodec, weights: Floats) -> Bytes:
-    """Encode weights (…, width) of float32 as uint8 (…, row bytes).
+        Args:
+            weights: Finite float32.
+            importance: How much each column matters: float32 (width,), finite, none negative, not all zero
+                (ggml's quant_weights; the mean squared activations of an importance matrix). Types that have
+                no use for it ignore it, as ggml does.
+
+        Raises:
+            ValueError: The weights are not float32, the width is not a multiple of the codec's block, a
+                quantized type is given NaN or Inf, or the importance is none that can be used.
+        """
+        if weights.dtype != np.float32:
+            raise ValueError(f"expected float32 weights, not {weights.dtype}")
+        width = weights.shape[-1] if weights.ndim else 0
+        row_bytes = self.row_bytes(width)
+        if importance is not None:
+            importance = checked_importance(importance, width)
+        rows = np.ascontiguousarray(weights).reshape(-1, width) if width else weights.reshape(0, 0)
+        if self.scale_offsets and rows.size and not (np.isfinite(rows.min()) and np.isfinite(rows.max())):
+            raise ValueError(f"{self.name} cannot hold NaN or infinite weights")
+        data = self.encode_rows(rows, importance if self.uses_importance else None)
+        return data.reshape(*weights.shape[:-1], row_bytes)
+
+    def decode(self, data: Bytes) -> Floats:
+        """Decode uint8 (…, row bytes) to float32 (…, width), by this codec's own path.
+
+        Raises:
+            ValueError: The data is not uint8 or not a whole number of blocks.
+        """
+        if data.dtype != np.uint8:
+            raise ValueError(f"expected uint8 data, not {data.dtype}")
+        size = data.shape[-1] if data.ndim else 0
+        blocks, rest = divmod(size, self.block_bytes)
+        if rest:
+            raise ValueError(f"{self.name} rows are a multiple of {self.block_bytes} bytes, not {size}")
+        rows = np.ascontiguousarray(data).reshape(-1, size) if size else data.reshape(0, 0)
+        return self.decode_rows(rows).reshape(*data.shape[:-1], blocks * self.block_weights)
+
+    def broken_block(self, data: Bytes) -> tuple[int, int] | None:
+        """The first block of encoded rows with an infinite or NaN scale, as (row, block in the row).
+
+        The rule is ggml_validate_row_data's; None when every block is good. data: uint8 (rows, row bytes).
+        """
+        blocks = data.reshape(-1, self.block_bytes)
+        broken = np.zeros(len(blocks), np.bool_)
+        for offset in self.scale_offsets:
+            scales = blocks[:, offset : offset + 2].copy().view("<u2")[:, 0]
+            broken |= (scales & F16_EXPONENT) == F16_EXPONENT
+        if not broken.any():
+            return None
+        row, block = divmod(int(broken.argmax()), data.shape[-1] // self.block_bytes)
+        return row, block
+
+
+def checked_importance(importance: Floats, width: int) -> Floats:
+    """The importance as contiguous float32 (width,).
 
     Raises:
-        ValueError: The weights are not float32 or the width is not a multiple of the codec's block.
+        ValueError: It has another shape or type, a NaN, an infinite or a negative value, or only zeros.
     """
-    if weights.dtype != np.float32:
-        raise ValueError(f"expected float32 weights, not {weights.dtype}")
-    width = weights.shape[-1]
-    row_bytes = codec.row_bytes(width)
-    rows = np.ascontiguousarray(weights).reshape(-1, width)
-    return codec.encode_rows(rows).reshape(*weights.shape[:-1], row_bytes)
-
-
-def decode(codec: QuantCodec, data: Bytes) -> Floats:
-    """Decode uint8 (…, row bytes) to float32 (…, width).
-
-    Raises:
-        ValueError: The data is not uint8 or not a whole number of blocks.
-    """
-    if data.dtype != np.uint8:
-        raise ValueError(f"expected uint8 data, not {data.dtype}")
-    blocks, rest = divmod(data.shape[-1], codec.block_bytes)
-    if rest:
-        raise ValueError(f"{codec.name} rows are a multiple of {codec.block_bytes} bytes, not {data.shape[-1]}")
-    rows = np.ascontiguousarray(data).reshape(-1, data.shape[-1])
-    return codec.decode_rows(rows).reshape(*data.shape[:-1], blocks * codec.block_weights)
+    if importance.shape != (width,) or importance.dtype != np.float32:
+        raise ValueError(
+            f"expected one float32 importance for each of {width} columns, not {importance.dtype} {importance.shape}"
+        )
+    if not (np.isfinite(importance).all() and (importance >= 0).all()):
+        column = int(np.argmin(np.isfinite(importance) & (importance >= 0)))
+        raise ValueError(f"importance must be finite and not negative; column {column} has {importance[column]:g}")
+    if width and not importance.any():
+        raise ValueError("importance is zero everywhere; pass None for weights that all matter alike")
+    return np.ascontiguousarray(importance)

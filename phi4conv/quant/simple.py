@@ -17,13 +17,12 @@ from gguf.constants import GGMLQuantizationType
 from phi4conv.arrays import Bytes, Floats
 from phi4conv.quant.codec import QuantCodec
 
-F32_LARGEST = float(np.finfo(np.float32).max)
 # Halfway from the largest finite value to the next power of two; from there on, rounding gives infinity.
 F16_OVERFLOW = 65520.0
 BF16_OVERFLOW = float.fromhex("0x1.ffp127")
 
 
-def encode_f32(rows: Floats) -> Bytes:
+def encode_f32(rows: Floats, _importance: Floats | None = None) -> Bytes:
     """float32 (rows, width) -> uint8 (rows, 4 * width)."""
     return rows.astype("<f4", copy=False).view(np.uint8)
 
@@ -33,7 +32,7 @@ def decode_f32(data: Bytes) -> Floats:
     return data.view("<f4").astype(np.float32, copy=False)
 
 
-def encode_f16(rows: Floats) -> Bytes:
+def encode_f16(rows: Floats, _importance: Floats | None = None) -> Bytes:
     """float32 (rows, width) -> uint8 (rows, 2 * width)."""
     with np.errstate(over="ignore"):  # an overflow is the caller's to refuse; see QuantCodec.largest
         return rows.astype("<f2").view(np.uint8)
@@ -44,7 +43,7 @@ def decode_f16(data: Bytes) -> Floats:
     return data.view("<f2").astype(np.float32)
 
 
-def encode_bf16(rows: Floats) -> Bytes:
+def encode_bf16(rows: Floats, _importance: Floats | None = None) -> Bytes:
     """float32 (rows, width) -> uint8 (rows, 2 * width)."""
     bits = rows.view(np.uint32)
     # Adding 0x7fff plus the lowest kept bit carries into the kept half exactly when nearest-even rounds up.
@@ -67,7 +66,7 @@ def decode_bf16(data: Bytes) -> Floats:
     return widened.view(np.float32)
 
 
-def encode_q8_0(rows: Floats) -> Bytes:
+def encode_q8_0(rows: Floats, _importance: Floats | None = None) -> Bytes:
     """float32 (rows, width) -> uint8 (rows, width / 32 * 34)."""
     blocks = rows.reshape(-1, 32)  # (blocks, 32)
     d = np.abs(blocks).max(axis=1, keepdims=True)  # (blocks, 1)
@@ -105,7 +104,9 @@ def decode_q8_0(data: Bytes) -> Floats:
     return weights.reshape(len(data), -1)
 
 
-F32 = QuantCodec(GGMLQuantizationType.F32, encode_f32, decode_f32, F32_LARGEST)
+F32 = QuantCodec(GGMLQuantizationType.F32, encode_f32, decode_f32)
 F16 = QuantCodec(GGMLQuantizationType.F16, encode_f16, decode_f16, np.nextafter(F16_OVERFLOW, 0))
 BF16 = QuantCodec(GGMLQuantizationType.BF16, encode_bf16, decode_bf16, np.nextafter(BF16_OVERFLOW, 0))
-Q8_0 = QuantCodec(GGMLQuantizationType.Q8_0, encode_q8_0, decode_q8_0, np.nextafter(127 * F16_OVERFLOW, 0))
+Q8_0 = QuantCodec(
+    GGMLQuantizationType.Q8_0, encode_q8_0, decode_q8_0, np.nextafter(127 * F16_OVERFLOW, 0), scale_offsets=(0,)
+)
