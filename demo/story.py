@@ -15,7 +15,7 @@ from phi4conv.reference.llama_cpp import LlamaCpp
 REPOSITORY = Path(__file__).resolve().parents[1]
 CHECKPOINT = Path("fixtures/tiny-phi4")
 BROKEN = Path("fixtures/tiny-phi4-broken.gguf")
-OUT = Path("demo-output/tiny-phi4-Q8_0.gguf")
+OUT = Path("demo-output/tiny-phi4-Q4_K_M.gguf")
 
 QUESTION = "Tell me a joke."
 PROMPT = f"<|im_start|>user<|im_sep|>{QUESTION}<|im_end|><|im_start|>assistant<|im_sep|>"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, Keys
 
+from phi4conv.arrays import Floats
 from phi4conv.errors import ConversionError, Problem
 from phi4conv.gguf_file.layout import MetadataPair
 from phi4conv.gguf_file.write import Header, encode_header
@@ -30,6 +31,7 @@ class TensorPlan:
         shape: In numpy order; the last axis is the row.
         qtype: Its type in the file.
         reason: Why it has this type, in a phrase.
+        importance: How much each column matters to the encoder, float32 (width,); None when all matter alike.
     """
 
     name: str
@@ -37,6 +39,7 @@ class TensorPlan:
     shape: tuple[int, ...]
     qtype: GGMLQuantizationType
     reason: str
+    importance: Floats | None = field(default=None, compare=False, repr=False)
 
     @property
     def weight_count(self) -> int:
@@ -46,7 +49,7 @@ class TensorPlan:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A checkpoint tensor that the file does not need, and why.
+    """A source tensor that the file does not need, and why.
 
     Attributes:
         copy: Its rows and those of the tensor that it must be a copy of, to be compared before it is left out.
@@ -65,7 +68,7 @@ class ConversionPlan:
         file_type: The name that --type has for it, "Q8_0".
         metadata: Every pair, in file order.
         tensors: Every tensor, in file order.
-        source_names: Every tensor of the checkpoint.
+        source_names: Every tensor of the checkpoint, or of the GGUF that is quantized.
         left_out: Those that are not used, on purpose.
         inputs: The files that are read, which the output must not be.
         warnings: What the user should know, in sentences.
@@ -82,7 +85,14 @@ class ConversionPlan:
     @cached_property
     def header(self) -> Header:
         """The encoded header, with every tensor's offset."""
-        return encode_header(self.metadata, [(tensor.name, tensor.shape, tensor.qtype) for tensor in self.tensors])
+        tensors = [(tensor.name, tensor.shape, tensor.qtype) for tensor in self.tensors]
+        return encode_header(self.metadata, tensors, self.alignment)
+
+    @property
+    def alignment(self) -> int:
+        """What the data of every tensor are aligned to, in bytes."""
+        told = (int(pair.value) for pair in self.metadata if pair.key == Keys.General.ALIGNMENT)
+        return next(told, GGUF_DEFAULT_ALIGNMENT)
 
     @property
     def size_bytes(self) -> int:
@@ -108,7 +118,7 @@ class ConversionPlan:
         """Hold the plan against the rules that every correct conversion keeps.
 
         Raises:
-            ConversionError: A checkpoint tensor is not used exactly once, a shape differs from its source,
+            ConversionError: A source tensor is not used exactly once, a shape differs from its source,
                 or a name is too long or given twice. With a sound planner this does not happen; a wrong
                 table must not become a wrong file.
         """
@@ -126,7 +136,7 @@ class ConversionPlan:
         used.update(left.name for left in self.left_out)
         names = sorted({*used, *self.source_names})
         return [
-            Problem("a checkpoint tensor must be used exactly once", where=name, found=f"{used[name]} times")
+            Problem("a source tensor must be used exactly once", where=name, found=f"{used[name]} times")
             for name in names
             if used[name] != 1 or name not in self.source_names
         ]

@@ -16,6 +16,9 @@ LINE_INTERVAL = 5.0  # seconds between two plain lines
 class Progress(Protocol):
     """Told of work as it is done. All calls come from one thread."""
 
+    def note(self, message: str) -> None:
+        """Something takes a while before work begins."""
+
     def begin(self, total: int) -> None:
         """Work of total bytes starts."""
 
@@ -28,6 +31,9 @@ class Progress(Protocol):
 
 class Silent:
     """No output."""
+
+    def note(self, message: str) -> None:
+        """See Progress."""
 
     def begin(self, total: int) -> None:
         """See Progress."""
@@ -55,6 +61,10 @@ class Lines:
         self.clock = clock
         self.total = self.done = 0
         self.started = self.shown = 0.0
+
+    def note(self, message: str) -> None:
+        """See Progress."""
+        print(message, file=self.stream, flush=True)
 
     def begin(self, total: int) -> None:
         """See Progress."""
@@ -95,6 +105,10 @@ class Bar:
             transient=True,
         )
         self.task: Any = None
+
+    def note(self, message: str) -> None:
+        """See Progress."""
+        self.bar.console.print(message, markup=False, highlight=False)
 
     def begin(self, total: int) -> None:
         """See Progress."""

@@ -12,6 +12,7 @@ from checkpoints import REPOSITORY
 from programs import script
 
 from phi4conv.cli import cli
+from phi4conv.quant.mix import FILE_TYPES
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -28,6 +29,7 @@ def test_every_command_and_option_is_explained(command: click.Command) -> None:
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, parameter.name
+            assert any(f"`{name}" in README for name in parameter.opts), parameter.name
 
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:
@@ -35,6 +37,11 @@ def test_every_link_of_the_documents_leads_somewhere() -> None:
     for page in pages:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("name", FILE_TYPES)
+def test_the_readme_lists_every_type(name: str) -> None:
+    assert re.search(rf"\b{name}\b", README)
 
 
 def test_the_readme_names_the_two_commands() -> None:

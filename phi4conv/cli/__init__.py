@@ -16,6 +16,7 @@ import click
 from phi4conv import __version__
 from phi4conv.cli.convert import convert
 from phi4conv.cli.inspect import inspect
+from phi4conv.cli.quantize import quantize
 from phi4conv.cli.streams import guard_streams
 
 EXIT_BUG = 3
@@ -34,6 +35,7 @@ def cli() -> None:
 
 cli.add_command(convert)
 cli.add_command(inspect)
+cli.add_command(quantize)
 
 
 def main() -> None:

@@ -16,13 +16,19 @@ from phi4conv.hf.config import Phi3Config, read_config
 from phi4conv.hf.json_file import listed
 from phi4conv.hf.model_card import read_model_card
 from phi4conv.hf.tokenizer import VocabularyReading, read_vocabulary
+from phi4conv.imatrix import importance_pairs, read_imatrix, weigh
 from phi4conv.phi3.metadata import metadata_pairs, safe_name
 from phi4conv.phi3.tensors import check_tensors, gguf_tensors, left_out
 from phi4conv.plan import ConversionPlan, TensorPlan
-from phi4conv.quant.mix import FILE_TYPES, FileType, TypeRules, is_quantizable, matches
+from phi4conv.quant.mix import FILE_TYPES, FileType, TypeRules, is_quantizable, matches, type_warnings
+from phi4conv.quant.mix_table import CURRENT
+from phi4conv.rows import RowSource
 from phi4conv.vocab import PHI4_SEPARATOR, Vocabulary
 
 T = TypeVar("T")
+
+# Pairs of a pattern over GGUF tensor names and a type.
+Overrides = Sequence[tuple[str, GGMLQuantizationType]]
 
 
 @dataclass(frozen=True)
@@ -34,16 +40,22 @@ class ConversionOptions:
         overrides: Pairs of a pattern over GGUF tensor names and a type; the first match decides.
         token_embedding: The type of token_embd.weight.
         output: The type of output.weight.
+        mix: Which of llama.cpp's rules a mix follows, "current" or "pre-2026".
+        pure: No mix: one type for every matrix that no other option names.
+        imatrix: A file that says how much each column of a tensor matters; see phi4conv.imatrix.
         name: general.name, instead of what the model card or the folder says.
         metadata_file: A JSON file of GGUF keys that override the model card's.
         vocab_only: Write metadata and vocabulary, and no tensors.
-        allow_non_finite: Write NaN, Inf and weights beyond the type's range as they come.
+        allow_non_finite: Write NaN, Inf and weights beyond the range of F32, F16 and BF16 as they come.
     """
 
     file_type: str | None = None
     overrides: tuple[tuple[str, GGMLQuantizationType], ...] = ()
     token_embedding: GGMLQuantizationType | None = None
     output: GGMLQuantizationType | None = None
+    mix: str = CURRENT
+    pure: bool = False
+    imatrix: Path | None = None
     name: str | None = None
     metadata_file: Path | None = None
     vocab_only: bool = False
@@ -55,12 +67,15 @@ def plan(folder: Path, options: ConversionOptions) -> ConversionPlan:
 
     Raises:
         CheckpointError: The folder holds no checkpoint that can be converted.
+        FormatError: The importance matrix cannot be used.
         ConversionError: The options cannot be met.
     """
-    compile_patterns(options)
+    compile_patterns(options.overrides)
+    matrix = read_imatrix(options.imatrix) if options.imatrix else None
     config, reading, checkpoint = read_folder(folder, vocab_only=options.vocab_only)
     check_family(config, reading.vocabulary, folder)
     tensors: tuple[TensorPlan, ...] = ()
+    warnings: tuple[str, ...] = ()
     sources: Mapping[str, TensorRows] = {}
     if checkpoint is None:
         file_type = FILE_TYPES[options.file_type or "F16"]
@@ -68,19 +83,22 @@ def plan(folder: Path, options: ConversionOptions) -> ConversionPlan:
         sources = checkpoint.tensors
         file_type = FILE_TYPES[options.file_type or checkpoint.dtype]
         check_tensors(config, sources)
-        tensors = plan_tensors(config, sources, file_type, options)
-    check_overrides(options, tensors)
+        tensors, warnings = plan_tensors(config, sources, file_type, options)
+    check_overrides(options.overrides, tensors)
+    if matrix:
+        tensors, importance_warnings = weigh(matrix, tensors)
+        warnings += importance_warnings
     # The embedding bears vocab_size out by now, so that padding up to it is not a matter of trust.
     vocabulary = reading.vocabulary.padded(config.vocab_size)
     card, renamed = named_card(folder, options, sum(tensor.weight_count for tensor in tensors))
     return ConversionPlan(
         file_type=file_type.name,
-        metadata=tuple(metadata_pairs(config, vocabulary, card, file_type)),
+        metadata=(*metadata_pairs(config, vocabulary, card, file_type), *importance_pairs(matrix)),
         tensors=tensors,
         source_names=tuple(sources),
         left_out=left_out(config, sources),
         inputs=input_files(folder, options),
-        warnings=(*reading.warnings, *renamed, *rounding_warnings(tensors, sources, options)),
+        warnings=(*reading.warnings, *renamed, *warnings, *rounding_warnings(tensors, sources, options)),
     )
 
 
@@ -134,7 +152,7 @@ def check_family(config: Phi3Config, vocabulary: Vocabulary, folder: Path) -> No
 def input_files(folder: Path, options: ConversionOptions) -> tuple[Path, ...]:
     """Every file of the model folder but GGUFs, read or not, and the user's own: the output must be none of them."""
     files = [path for path in sorted(folder.glob("**/*")) if path.is_file() and path.suffix != ".gguf"]
-    return (*files, options.metadata_file) if options.metadata_file else tuple(files)
+    return (*files, *(path for path in (options.metadata_file, options.imatrix) if path))
 
 
 def rounding_warnings(
@@ -155,26 +173,34 @@ def rounding_warnings(
 
 
 def plan_tensors(
-    config: Phi3Config, sources: Mapping[str, TensorRows], file_type: FileType, options: ConversionOptions
-) -> tuple[TensorPlan, ...]:
-    """Every tensor with its type."""
+    config: Phi3Config, sources: Mapping[str, RowSource], file_type: FileType, options: ConversionOptions
+) -> tuple[tuple[TensorPlan, ...], tuple[str, ...]]:
+    """Every tensor with its type, and what the user should know about the types."""
     rules = TypeRules(
-        file_type, options.overrides, options.token_embedding, options.output, tied=config.tied_embeddings
+        file_type=file_type,
+        layer_count=config.layer_count,
+        head_ratio=config.head_count // config.kv_head_count,
+        tied=config.tied_embeddings,
+        overrides=options.overrides,
+        token_embedding=options.token_embedding,
+        output=options.output,
+        mix=options.mix,
+        pure=options.pure,
     )
-    tensors = []
+    tensors, choices = [], {}
     for name, source in gguf_tensors(config, sources):
-        choice = rules.choose(name, source.shape)
+        choice = choices[name] = rules.choose(name, source.shape)
         tensors.append(TensorPlan(name, source, source.shape, choice.qtype, choice.reason))
-    return tuple(tensors)
+    return tuple(tensors), tuple(type_warnings(rules, choices))
 
 
-def compile_patterns(options: ConversionOptions) -> None:
+def compile_patterns(overrides: Overrides) -> None:
     """Refuse a --tensor-type that is no regular expression.
 
     Raises:
         ConversionError: With what is wrong with it.
     """
-    for pattern, qtype in options.overrides:
+    for pattern, qtype in overrides:
         try:
             re.compile(pattern)
         except (re.error, OverflowError, RecursionError) as error:  # noqa: PERF203  # a loop over a few options
@@ -182,14 +208,14 @@ def compile_patterns(options: ConversionOptions) -> None:
             raise ConversionError(Problem("not a regular expression", where=where, found=str(error))) from error
 
 
-def check_overrides(options: ConversionOptions, tensors: Sequence[TensorPlan]) -> None:
+def check_overrides(overrides: Overrides, tensors: Sequence[TensorPlan]) -> None:
     """Refuse a --tensor-type that changes nothing, for a typing mistake should not pass in silence.
 
     Raises:
         ConversionError: A pattern matches no matrix.
     """
     names = [tensor.name for tensor in tensors if is_quantizable(tensor.name, tensor.shape)]
-    for pattern, qtype in options.overrides:
+    for pattern, qtype in overrides:
         if not any(matches(pattern, name) for name in names):
             raise ConversionError(
                 Problem(

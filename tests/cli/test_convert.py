@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from checkpoints import REPOSITORY, TINY, copy_of_tiny, edit_json, replace_tensors, tiny_tensors
 from programs import phi4conv
+
+from phi4conv.cli import type_options
+from phi4conv.cli.convert import convert
+from phi4conv.quant.mix import FILE_TYPES
+from phi4conv.quant.mix_table import MIX_NAMES
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4998772184\n"
 SHARD = "model-00001-of-00002.safetensors"
@@ -167,7 +175,8 @@ def test_a_missing_folder_is_told(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--type", "Q9_X"], "Q9_X"),
-        (["--type", "Q4_K_M"], "this version writes F32, F16, BF16, Q8_0"),
+        (["--type", "IQ4_XS"], "this version writes F32, F16, BF16, Q8_0, Q6_K, Q5_K_M"),
+        (["--type", "Q4_K_M", "--mix", "2025"], "'2025' is not one of 'current', 'pre-2026'"),
         (["--tensor-type", "ffn_down"], "expected REGEX=TYPE"),
         (["--tensor-type", "ffn_down=Q9"], "no tensor type 'Q9'"),
         (["--token-embedding-type", "big"], "no tensor type 'big'"),
@@ -183,6 +192,32 @@ def test_a_wrong_option_is_named(tmp_path: Path, arguments: list[str], words: st
     assert words in finished.stderr
     assert "Traceback" not in finished.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["tiny-Q4_K_M.gguf", "tiny.Q4_K.gguf"])
+def test_a_mix_may_be_chosen_by_the_files_name(tmp_path: Path, name: str) -> None:
+    finished = phi4conv("convert", TINY, tmp_path / name, "--dry-run", "--json")
+    document = json.loads(finished.stdout)
+    assert document["type"] == "Q4_K_M"
+    reasons = {tensor["name"]: (tensor["type"], tensor["reason"]) for tensor in document["tensors"]}
+    assert reasons["blk.3.attn_qkv.weight"] == ("Q6_K", "Q4_K_M: attn_qkv, last eighth of the layers")
+
+
+def test_mix_pure_and_presets_are_options(tmp_path: Path) -> None:
+    def types(*arguments: str) -> Counter[str]:
+        finished = phi4conv("convert", TINY, tmp_path / "out.gguf", "--dry-run", "--json", *arguments)
+        return Counter(tensor["type"] for tensor in json.loads(finished.stdout)["tensors"])
+
+    assert types("--type", "q4_k_m", "--mix", "pre-2026") == {"F32": 9, "Q4_K": 11, "Q5_K": 4, "Q6_K": 3}
+    assert types("--type", "Q4_K_M", "--pure") == {"F32": 9, "Q4_K": 18}
+    assert types("--type", "Q6_K_L") == {"F32": 9, "Q6_K": 16, "Q8_0": 2}
+
+
+def test_the_help_names_every_type_and_mix() -> None:
+    assert type_options.MIX_NAMES == MIX_NAMES
+    (option,) = [option for option in convert.params if option.name == "file_type"]
+    assert isinstance(option, click.Option)
+    assert set(re.findall(r"[BF]+\d+|Q\d_\w+", str(option.help).partition("which are")[0])) == set(FILE_TYPES)
 
 
 def test_the_summary_tells_what_was_written(tmp_path: Path) -> None:
@@ -212,6 +247,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path: Path) -> None:
         "type": "Q8_0",
         "source": ["lm_head.weight"],
         "reason": "Q8_0: every matrix",
+        "importance": False,
     }
     shown = phi4conv("convert", TINY, tmp_path / "out.gguf", "--dry-run").stdout.splitlines()
     assert len(shown) == 28

@@ -12,12 +12,12 @@ from checkpoints import TINY
 
 RAISING = """
 import sys
-from phi4conv import cli, convert
+from phi4conv import cli, stream
 class Panic(BaseException):
     pass
 def fail(*_, **__):
     raise {error}
-convert.convert_chunk = fail
+stream.convert_chunk = fail
 sys.argv[0] = "phi4conv"
 cli.main()
 """

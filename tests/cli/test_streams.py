@@ -86,11 +86,11 @@ def test_closed_streams_are_no_failure(tmp_path: Path, closing: str) -> None:
 
 def test_what_a_library_prints_reaches_no_file_that_we_write(tmp_path: Path) -> None:
     script = (
-        "import os, sys; from phi4conv import convert, cli\n"
-        "run = convert.convert_chunk\n"
+        "import os, sys; from phi4conv import stream, cli\n"
+        "run = stream.convert_chunk\n"
         "def loudly(chunk):\n"
         "    os.write(2, b'panic'); os.write(1, b'panic'); return run(chunk)\n"
-        "convert.convert_chunk = loudly\n"
+        "stream.convert_chunk = loudly\n"
         "sys.argv[0] = 'phi4conv'; cli.main()"
     )
     expected, out = tmp_path / "expected.gguf", tmp_path / "out.gguf"

@@ -16,11 +16,13 @@ from gguf import GGMLQuantizationType
 from phi4conv import phi3
 from phi4conv.arrays import Floats
 from phi4conv.errors import CheckpointError, ConversionError
-from phi4conv.hf.config import parse_config
+from phi4conv.hf.config import Phi3Config, parse_config
 from phi4conv.phi3 import ConversionOptions
 from phi4conv.phi3.metadata import safe_name
-from phi4conv.phi3.tensors import check_tensors, expected_shapes, gguf_tensors
-from phi4conv.plan import ConversionPlan, LeftOut, TensorPlan
+from phi4conv.phi3.planner import plan_tensors
+from phi4conv.phi3.tensors import check_tensors, expected_shapes
+from phi4conv.plan import ConversionPlan, LeftOut
+from phi4conv.quant.mix import FILE_TYPES
 
 GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden"
 Q8_0, F16, F32 = GGMLQuantizationType.Q8_0, GGMLQuantizationType.F16, GGMLQuantizationType.F32
@@ -69,27 +71,78 @@ def test_tensors_stand_in_llama_quantizes_order() -> None:
     assert names[len(golden) :: 6] == [f"blk.{index}.attn_norm.weight" for index in (1, 2, 3)]
 
 
-def test_phi_4_has_243_tensors_of_14_66_billion_weights() -> None:
-    config = parse_config(
-        {
-            "architectures": ["Phi3ForCausalLM"],
-            "hidden_size": 5120,
-            "intermediate_size": 17920,
-            "num_hidden_layers": 40,
-            "num_attention_heads": 40,
-            "num_key_value_heads": 10,
-            "max_position_embeddings": 16384,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 250000,
-            "vocab_size": 100352,
-        }
-    )
+PHI_4 = parse_config(
+    {
+        "architectures": ["Phi3ForCausalLM"],
+        "hidden_size": 5120,
+        "intermediate_size": 17920,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "num_key_value_heads": 10,
+        "max_position_embeddings": 16384,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 250000,
+        "vocab_size": 100352,
+    }
+)
+
+
+def phi_4_plan(config: Phi3Config = PHI_4, **options: Any) -> ConversionPlan:
+    """The plan for a model of these sizes, without metadata and weights."""
     sources = {name: Shape(name, shape) for name, shape in expected_shapes(config).items()}
     check_tensors(config, sources)
-    tensors = [TensorPlan(name, rows, rows.shape, F16, "") for name, rows in gguf_tensors(config, sources)]
-    assert len(tensors) == 243
-    assert sum(tensor.weight_count for tensor in tensors) == 14_659_507_200
-    assert {tensor.name: tensor.shape for tensor in tensors}["blk.39.ffn_up.weight"] == (35840, 5120)
+    chosen = ConversionOptions(**options)
+    tensors, warnings = plan_tensors(config, sources, FILE_TYPES[options["file_type"]], chosen)
+    plan = ConversionPlan(options["file_type"], (), tensors, tuple(sources), warnings=warnings)
+    plan.check()
+    return plan
+
+
+def counts(plan: ConversionPlan) -> dict[str, int]:
+    """How many tensors have each type."""
+    return Counter(tensor.qtype.name for tensor in plan.tensors)
+
+
+def test_phi_4_has_243_tensors_of_14_66_billion_weights() -> None:
+    plan = phi_4_plan(file_type="F16")
+    assert len(plan.tensors) == 243
+    assert plan.weight_count == 14_659_507_200
+    assert {tensor.name: tensor.shape for tensor in plan.tensors}["blk.39.ffn_up.weight"] == (35840, 5120)
+
+
+def test_phi_4_in_q6_k_with_an_f16_embedding_is_the_published_file() -> None:
+    """The mirror's phi-4.etf16-Q6_K.gguf, with which this project began."""
+    plan = phi_4_plan(file_type="Q6_K", token_embedding=F16)
+    assert counts(plan) == {"F32": 81, "F16": 1, "Q6_K": 161}
+    assert f"{plan.tensor_bytes / 2**30:.2f}" == "11.77"
+    assert f"{plan.bits_per_weight:.2f}" == "6.89"
+
+
+def test_phi_4_in_q4_k_m_before_and_since_2026() -> None:
+    old, new = phi_4_plan(file_type="Q4_K_M", mix="pre-2026"), phi_4_plan(file_type="Q4_K_M")
+    assert counts(old) == {"F32": 81, "Q4_K": 101, "Q5_K": 40, "Q6_K": 21}
+    assert f"{old.tensor_bytes / 2**30:.2f} GiB, {old.bits_per_weight:.2f}" == "8.43 GiB, 4.94"
+    assert counts(new) == {"F32": 81, "Q4_K": 121, "Q6_K": 41}
+    assert old.warnings == new.warnings == ()
+
+
+def test_the_mix_follows_depth_head_ratio_and_tied_heads_of_the_configuration() -> None:
+    ungrouped = replace(PHI_4, layer_count=8, kv_head_count=40, tied_embeddings=True)
+    types = {tensor.name: tensor.qtype.name for tensor in phi_4_plan(ungrouped, file_type="Q2_K").tensors}
+    assert (types["blk.0.attn_qkv.weight"], types["token_embd.weight"]) == ("Q3_K", "Q6_K")
+    mixed = {tensor.name: tensor.qtype.name for tensor in phi_4_plan(ungrouped, file_type="Q4_K_M").tensors}
+    in_q6_k = [layer for layer in range(8) if mixed[f"blk.{layer}.ffn_down.weight"] == "Q6_K"]
+    assert in_q6_k == [0, 3, 6, 7]
+
+
+def test_rows_that_fill_no_block_fall_back_with_reason_and_warning() -> None:
+    odd = replace(PHI_4, layer_count=2, intermediate_size=255)
+    plan = phi_4_plan(odd, file_type="Q4_K_S")
+    (reason,) = {tensor.reason for tensor in plan.tensors if tensor.name == "blk.1.ffn_down.weight"}
+    assert reason == "Q4_K_S: ffn_down, other layers: Q4_K, but rows of 255 do not fill its blocks of 256"
+    assert counts(plan)["F16"] == 2
+    (warning,) = plan.warnings
+    assert warning.startswith("2 of 15 tensors fell back")
 
 
 def test_longrope_adds_factors_and_a_tied_head_is_left_out(tmp_path: Path) -> None:
@@ -149,6 +202,19 @@ def test_types_by_option() -> None:
     assert Counter(tensor.qtype for tensor in plan.tensors) == {F32: 10, Q8_0: 15, F16: 2}
     assert values(plan, "general.file_type")["general.file_type"][2] == 7
     assert tiny_plan(file_type="BF16").file_type == tiny_plan().file_type == "BF16"
+
+
+@pytest.mark.parametrize(("name", "number"), [("Q4_K_M", 15), ("Q4_K_L", 15), ("Q3_K_XL", 13), ("Q6_K", 18)])
+def test_mixes_and_presets_write_llama_cpps_file_type(name: str, number: int) -> None:
+    plan = tiny_plan(file_type=name)
+    assert plan.file_type == name
+    assert values(plan, "general.file_type")["general.file_type"][2] == number
+
+
+def test_pure_and_mix_are_options() -> None:
+    assert counts(tiny_plan(file_type="Q4_K_M", pure=True)) == {"F32": 9, "Q4_K": 18}
+    assert counts(tiny_plan(file_type="Q4_K_M", mix="pre-2026")) == {"F32": 9, "Q4_K": 11, "Q5_K": 4, "Q6_K": 3}
+    assert counts(tiny_plan(file_type="Q4_K_M")) == {"F32": 9, "Q4_K": 13, "Q6_K": 5}
 
 
 @pytest.mark.parametrize(

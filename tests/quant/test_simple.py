@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 import gguf
 import numpy as np
 import pytest
+from golden import GoldenCase, assert_decodes, assert_encodes, golden_cases
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from phi4conv.arrays import Floats
-from phi4conv.quant import BF16, CODECS, F16, F32, Q8_0, QuantCodec, decode, encode
-
-GOLDEN = Path(__file__).parents[2] / "fixtures" / "golden" / "quants.npz"
+from phi4conv.quant import BF16, F16, F32, Q8_0, QuantCodec, decode, encode
 
 any_bits = arrays.arrays(np.uint32, (3, 64)).map(lambda bits: bits.view(np.float32))
 
 
-def q8_0_kinds() -> list[str]:
-    with np.load(GOLDEN) as vectors:
-        return [
-            name.removeprefix("Q8_0/") for name in vectors.files if name.startswith("Q8_0/") and name.count("/") == 1
-        ]
-
-
-@pytest.mark.parametrize("kind", q8_0_kinds())
-def test_q8_0_is_byte_for_byte_ggmls(kind: str) -> None:
-    with np.load(GOLDEN) as vectors:
-        weights, expected = vectors[f"input/{kind}"], vectors[f"Q8_0/{kind}"]
-        decoded_digest = vectors[f"Q8_0/{kind}/decoded"].tobytes()
-    assert np.array_equal(encode(Q8_0, weights), expected)
-    assert hashlib.sha256(decode(Q8_0, expected).tobytes()).digest() == decoded_digest
+@pytest.mark.parametrize("case", golden_cases("Q8_0"), ids=str)
+def test_q8_0_is_byte_for_byte_ggmls(case: GoldenCase) -> None:
+    assert_encodes(Q8_0, case)
+    assert_decodes(Q8_0, case)
 
 
 def test_there_are_vectors() -> None:
-    assert len(q8_0_kinds()) == 22
+    assert len(golden_cases("Q8_0")) == 22
 
 
 @given(any_bits)
@@ -76,7 +62,7 @@ def test_q8_0_of_zeros_is_zeros() -> None:
     assert not encode(Q8_0, np.zeros((2, 64), np.float32)).any()
 
 
-@pytest.mark.parametrize("codec", CODECS.values(), ids=lambda codec: codec.name)
+@pytest.mark.parametrize("codec", [F32, F16, BF16, Q8_0], ids=lambda codec: codec.name)
 def test_the_largest_weight_stays_finite_and_the_next_does_not(codec: QuantCodec) -> None:
     largest = np.float32(codec.largest)
     if largest > codec.largest:
