@@ -1,12 +1,16 @@
 # Two commands for a newcomer, on a machine with only Python 3.10 or later:
 #   make demo   converts a small Phi-4 and lets real llama.cpp tell a joke from it
 #   make test   runs the tests
+# For those who work on it: test-slow, lint, and
+#   make bench  times codecs, and conversion too with BENCH="--model DIR ..."; see benchmarks/run.py
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+BENCH ?=
+
+.PHONY: demo test test-slow lint bench clean
 
 demo: $(VENV)/demo-ready
 	@$(BIN)/python demo/story.py
@@ -22,6 +26,9 @@ lint: $(VENV)/test-ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(VENV)/test-ready
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 clean:
 	rm -rf $(VENV) demo-output

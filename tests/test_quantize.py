@@ -413,11 +413,18 @@ def test_nan_and_inf_stop_it_whether_copied_or_encoded(
 
 
 def test_a_block_whose_scale_overflows_is_named(tmp_path: Path, folder: Path) -> None:
-    source = with_weight(folder / "F32.gguf", tmp_path / "in.gguf", "blk.2.ffn_up.weight", (700, 9), 1e30)
+    source = with_weight(folder / "F32.gguf", tmp_path / "in.gguf", "blk.2.ffn_up.weight", (700, 9), -1e7)
     words = r"a block of Q4_K has a scale(.|\n)*blk\.2\.ffn_up\.weight, row 700\), block 0 of 256(.|\n)*--tensor-type"
     with pytest.raises(ConversionError, match=words):
         run(source, tmp_path / "out.gguf", "Q4_K_M")
     run(source, tmp_path / "out.gguf", "Q4_K_M", overrides=((r"blk\.2\.ffn_up", GGMLQuantizationType.BF16),))
+
+
+@pytest.mark.parametrize("file_type", ["Q8_0", "Q6_K", "Q4_K_M", "Q2_K"])
+def test_a_weight_that_no_block_can_hold_is_named(tmp_path: Path, folder: Path, file_type: str) -> None:
+    source = with_weight(folder / "F32.gguf", tmp_path / "in.gguf", "blk.2.ffn_up.weight", (700, 9), 1e30)
+    with pytest.raises(ConversionError, match=r"too large for Q(.|\n)*blk\.2\.ffn_up\.weight, row 700, column 9"):
+        run(source, tmp_path / "out.gguf", file_type)
 
 
 def test_a_broken_block_of_the_source_is_named_when_it_is_copied(tmp_path: Path, folder: Path) -> None:

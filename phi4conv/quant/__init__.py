@@ -20,6 +20,7 @@ from gguf.constants import GGMLQuantizationType
 from phi4conv.arrays import Bytes, Floats
 from phi4conv.quant import fast
 from phi4conv.quant.codec import QuantCodec
+from phi4conv.quant.legacy import Q4_0, Q4_1, Q5_0, Q5_1
 from phi4conv.quant.q2_k import Q2_K
 from phi4conv.quant.q3_k import Q3_K
 from phi4conv.quant.q4_k import Q4_K
@@ -37,6 +38,10 @@ CODECS: dict[GGMLQuantizationType, QuantCodec] = {
     GGMLQuantizationType.Q4_K: Q4_K,
     GGMLQuantizationType.Q3_K: Q3_K,
     GGMLQuantizationType.Q2_K: Q2_K,
+    GGMLQuantizationType.Q5_1: Q5_1,
+    GGMLQuantizationType.Q5_0: Q5_0,
+    GGMLQuantizationType.Q4_1: Q4_1,
+    GGMLQuantizationType.Q4_0: Q4_0,
 }
 
 
@@ -67,5 +72,6 @@ def decode(codec: QuantCodec, data: Bytes) -> Floats:
 
 
 __all__ = [
-    "BF16", "CODECS", "F16", "F32", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "QuantCodec", "decode", "encode",
+    "BF16", "CODECS", "F16", "F32", "Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0",
+    "QuantCodec", "decode", "encode",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from phi4conv.arrays import Bytes, Floats
 
 F16_EXPONENT = 0x7C00  # all ones: infinity or NaN
+F16_LARGEST = 65504.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class QuantCodec:
             the whole row.
         decode_rows: The way back, exact.
         largest: Weights beyond this magnitude overflow the type (a weight, or its block's scale, becomes
-            infinite). Types whose limit depends on a block's other weights give float32's own.
+            infinite). Where that depends on the block's other weights, the most that any block can hold.
         scale_offsets: Where a block holds float16 scales, in bytes.
         uses_importance: Whether an importance matrix changes the bytes; otherwise it is not looked at.
         path: What computes: "numpy" or "numba".

@@ -17,7 +17,7 @@ from gguf.constants import GGMLQuantizationType
 
 from phi4conv.arrays import Bytes, Floats
 from phi4conv.quant.bit_packing import pack_bits, unpack_bits
-from phi4conv.quant.codec import QuantCodec
+from phi4conv.quant.codec import F16_LARGEST, QuantCodec
 from phi4conv.quant.scale_search import (
     STEPS_WITH_IMPORTANCE,
     Steps,
@@ -87,4 +87,11 @@ def decode_tile(blocks: Bytes, out: Floats) -> None:
     out -= per_weight(read_f16(blocks[:, 82:84]) * (packed >> 4))
 
 
-Q2_K = QuantCodec(GGMLQuantizationType.Q2_K, encode_q2_k, decode_q2_k, scale_offsets=(80, 82), uses_importance=True)
+Q2_K = QuantCodec(
+    GGMLQuantizationType.Q2_K,
+    encode_q2_k,
+    decode_q2_k,
+    largest=F16_LARGEST * 15 * LARGEST,
+    scale_offsets=(80, 82),
+    uses_importance=True,
+)

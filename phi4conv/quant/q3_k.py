@@ -19,7 +19,7 @@ from gguf.constants import GGMLQuantizationType
 
 from phi4conv.arrays import Bytes, Floats
 from phi4conv.quant.bit_packing import pack_bits, unpack_bits
-from phi4conv.quant.codec import QuantCodec
+from phi4conv.quant.codec import F16_LARGEST, QuantCodec
 from phi4conv.quant.scale_search import (
     first_largest,
     fit_scale,
@@ -120,4 +120,11 @@ def decode_tile(blocks: Bytes, out: Floats) -> None:
     out *= per_weight(read_f16(blocks[:, 108:110]) * scales)
 
 
-Q3_K = QuantCodec(GGMLQuantizationType.Q3_K, encode_q3_k, decode_q3_k, scale_offsets=(108,), uses_importance=True)
+Q3_K = QuantCodec(
+    GGMLQuantizationType.Q3_K,
+    encode_q3_k,
+    decode_q3_k,
+    largest=F16_LARGEST * 32 * 4,
+    scale_offsets=(108,),
+    uses_importance=True,
+)

@@ -17,7 +17,7 @@ from gguf.constants import GGMLQuantizationType
 
 from phi4conv.arrays import Bytes, Floats
 from phi4conv.quant.bit_packing import pack_bits, unpack_bits
-from phi4conv.quant.codec import QuantCodec
+from phi4conv.quant.codec import F16_LARGEST, QuantCodec
 from phi4conv.quant.scale_search import Steps
 from phi4conv.quant.six_bit_scales import decode_superblocks, encode_superblocks
 from phi4conv.quant.tiles import decode_in_tiles, encode_in_tiles
@@ -48,4 +48,11 @@ def decode_tile(blocks: Bytes, out: Floats) -> None:
     decode_superblocks(blocks[:, 0:16], unpack_bits(blocks[:, 16:144], 4), out)
 
 
-Q4_K = QuantCodec(GGMLQuantizationType.Q4_K, encode_q4_k, decode_q4_k, scale_offsets=(0, 2), uses_importance=True)
+Q4_K = QuantCodec(
+    GGMLQuantizationType.Q4_K,
+    encode_q4_k,
+    decode_q4_k,
+    largest=F16_LARGEST * 63 * LARGEST,
+    scale_offsets=(0, 2),
+    uses_importance=True,
+)

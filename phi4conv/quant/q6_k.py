@@ -19,7 +19,7 @@ from gguf.constants import GGMLQuantizationType
 
 from phi4conv.arrays import Bytes, Floats
 from phi4conv.quant.bit_packing import pack_bits, unpack_bits
-from phi4conv.quant.codec import QuantCodec
+from phi4conv.quant.codec import F16_LARGEST, QuantCodec
 from phi4conv.quant.scale_search import NEGLIGIBLE, first_largest, fit_scale
 from phi4conv.quant.tiles import (
     Groups,
@@ -81,4 +81,11 @@ def decode_tile(blocks: Bytes, out: Floats) -> None:
     out *= per_weight(read_f16(blocks[:, 208:210]) * blocks[:, 192:208].view(np.int8))
 
 
-Q6_K = QuantCodec(GGMLQuantizationType.Q6_K, encode_q6_k, decode_q6_k, scale_offsets=(208,), uses_importance=True)
+Q6_K = QuantCodec(
+    GGMLQuantizationType.Q6_K,
+    encode_q6_k,
+    decode_q6_k,
+    largest=F16_LARGEST * 128 * 32,
+    scale_offsets=(208,),
+    uses_importance=True,
+)

@@ -53,12 +53,13 @@ F16_SMALLEST_NORMAL = np.float32(2.0**-14)
 F16_OVERFLOW = np.float32(65520.0)
 F16_SUBNORMAL_UNIT = np.float32(2.0**-24)
 F16_INFINITY = 0x7C00
+F16_NAN = 0x7E00
 EXPONENT_SHIFT = (127 - 15) << 23  # from float32's exponent bias to float16's
 
 
 @helper
 def f16_bits(value: F32x16) -> I32x16:
-    """The float16 nearest to each lane, halves to even, as bits. A NaN gives infinity: neither is a scale."""
+    """The float16 nearest to each lane, halves to even, as bits."""
     bits = bits_of(value)
     sign = (bits >> 16) & 0x8000
     bits = bits & 0x7FFFFFFF
@@ -68,12 +69,13 @@ def f16_bits(value: F32x16) -> I32x16:
     # 0.5 has float16's subnormal unit 2**-24 as the unit of its last bit, so that the sum is rounded to it.
     subnormal = bits_of(magnitude + np.float32(0.5)) - 0x3F000000
     half = select(magnitude < F16_SMALLEST_NORMAL, subnormal, normal)
-    return sign | select(magnitude < F16_OVERFLOW, half, F16_INFINITY)
+    half = select(magnitude >= F16_OVERFLOW, F16_INFINITY, half)
+    return sign | select(magnitude != magnitude, F16_NAN, half)  # noqa: PLR0124  # only a NaN differs from itself
 
 
 @helper
 def f16_value(half: I32x16) -> F32x16:
-    """The number that float16 bits stand for, infinities included."""
+    """The number that float16 bits stand for, infinities and NaN included."""
     sign = (half & 0x8000) << 16
     rest = half & 0x7FFF
     normal = from_bits((rest << 13) + EXPONENT_SHIFT)

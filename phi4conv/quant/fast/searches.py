@@ -197,7 +197,8 @@ def fit_nonnegative(values: Floats, w: Floats, n: int, highest: int, codes: Ints
             break
     for i in range(n):
         store(codes, i * LANES, select(nothing, 0, load(codes, i * LANES)))
-    return select(nothing | (sum_ll <= ZERO), ZERO, sum_xl / sum_ll)
+    scale = select(sum_ll > ZERO, sum_xl / sum_ll, ZERO)
+    return select(nothing, ZERO, scale)
 
 
 @helper
@@ -327,4 +328,5 @@ def fit_by_sweeps(x: Floats, n: int, highest: int, codes: Floats) -> F32x16:
             break
     for i in range(n):
         store(codes, i * LANES, select(nothing, ZERO, load(codes, i * LANES) + np.float32(highest)))
-    return select(nothing | (sum_ll <= ZERO), ZERO, sum_xl / sum_ll)
+    scale = select(sum_ll > ZERO, sum_xl / sum_ll, ZERO)
+    return select(nothing, ZERO, scale)

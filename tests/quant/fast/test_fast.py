@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden import GoldenCase, assert_decodes, assert_encodes, golden_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -23,6 +24,7 @@ from phi4conv.quant import CODECS, F16, Q4_K, Q8_0, QuantCodec, decode, encode, 
 
 numba = pytest.importorskip("numba")
 
+BY_NAME = {codec.name: codec for codec in CODECS.values()}
 COMPILED = [codec for codec in CODECS.values() if codec.name in fast.COMPILED_TYPES]
 
 weights_like_a_models = arrays.arrays(np.float32, (3, 256), elements=st.floats(-100, 100, width=32))
@@ -43,6 +45,16 @@ def nothing_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_compiled_type_is_compiled_here(codec: QuantCodec) -> None:
     assert (fast.encoder(codec).path, fast.decoder(codec).path) == ("numba", "numba"), fast.why_not(codec)
     assert fast.why_not(codec) is None
+
+
+@pytest.mark.parametrize("case", golden_cases(*fast.COMPILED_TYPES), ids=str)
+def test_bytes_are_ggmls(case: GoldenCase) -> None:
+    assert_encodes(fast.encoder(BY_NAME[case.type_name]), case)
+
+
+@pytest.mark.parametrize("case", golden_cases(*fast.COMPILED_TYPES, importance=False), ids=str)
+def test_decoded_weights_are_ggmls(case: GoldenCase) -> None:
+    assert_decodes(fast.decoder(BY_NAME[case.type_name]), case)
 
 
 def test_types_that_need_no_search_stay_in_numpy() -> None:
