@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 
+import hypothesis
 import pytest
 from checkpoints import FIXTURES, TINY
 from jinja2 import Environment
+
+# A machine at work on other things, or a first compilation, is no failure.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

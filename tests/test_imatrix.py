@@ -276,7 +276,7 @@ def test_a_file_too_large_to_be_one_is_not_read(tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damaged_bytes_raise_nothing_else(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "damaged"
     if data.draw(st.booleans()):

@@ -112,7 +112,7 @@ dtypes = st.sampled_from(["float16", "float32"])
 
 
 @given(st.data(), dtypes, st.lists(st.integers(1, 6), max_size=4), st.integers(0, 2**32 - 1))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_are_what_safetensors_reads(
     tmp_path: Path, data: st.DataObject, dtype: str, shape: list[int], seed: int
 ) -> None:

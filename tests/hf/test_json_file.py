@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from phi4conv.errors import CheckpointError, Problem
@@ -161,13 +161,11 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.text(), json_values), st.booleans())
-@settings(deadline=None)
 def test_what_json_writes_is_read_back(value: dict[str, object], ascii_only: bool) -> None:
     assert parse_json_object(json.dumps(value, ensure_ascii=ascii_only).encode(), "here") == value
 
 
 @given(st.binary(max_size=60))
-@settings(deadline=None)
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     try:
         value = parse_json_object(data, "here")

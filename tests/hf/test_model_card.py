@@ -267,7 +267,6 @@ ODD_NAMES = st.text() | st.text(st.sampled_from("aA1vx./-_:7bBMK"))
 
 
 @hypothesis.given(st.lists(ODD_NAMES, max_size=3))
-@hypothesis.settings(deadline=None)
 def test_no_name_is_too_odd_for_gguf_py(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as parent:
         folder = model_folder(Path(parent), card=f"base_model: {json.dumps(names)}")

@@ -19,7 +19,7 @@ from phi4conv.errors import CheckpointError, Problem
 from phi4conv.files import PositionedReader
 from phi4conv.hf.safetensors import TensorInfo, read_header
 
-IN_TMP_PATH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+IN_TMP_PATH = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 F32_PAIR = {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}
 BF16_PAIR = {"dtype": "BF16", "shape": [2], "data_offsets": [8, 12]}

@@ -8,10 +8,10 @@ import numpy as np
 
 from phi4conv.arrays import Floats, Ints
 from phi4conv.quant.fast.compiler import helper
-from phi4conv.quant.fast.rounding import ZERO, f16_bits, f16_value, larger, nearest_int
+from phi4conv.quant.fast.rounding import ZERO, larger, nearest_int
 from phi4conv.quant.fast.searches import Steps, fit_nonnegative, fit_scale_and_minimum
-from phi4conv.quant.fast.superblocks import sum_of_group
-from phi4conv.quant.fast.vector import LANES, F32x16, load, select, splat, store
+from phi4conv.quant.fast.superblocks import Batch, store_scale, sum_of_group
+from phi4conv.quant.fast.vector import LANES, load, select, splat, store
 
 
 class Fits(NamedTuple):
@@ -61,26 +61,16 @@ def new_header(groups: int) -> Header:
 
 
 @helper
-def fit_group(
-    x: Floats,
-    w: Floats,
-    codes: Floats,
-    group: int,
-    n: int,
-    highest: int,
-    steps: Steps,
-    absolute_error: bool,
-    fits: Fits,
-) -> None:
-    """Search A on group number `group` of n weights, from tiles of whole superblocks."""
-    group_x, group_w = x[group * n * LANES :], w[group * n * LANES :]
-    scale, minimum, inverse, base = fit_scale_and_minimum(group_x, group_w, codes, n, highest, steps, absolute_error)
+def fit_group(batch: Batch, group: int, n: int, highest: int, steps: Steps, absolute_error: bool, fits: Fits) -> None:
+    """Search A on group number `group` of n weights."""
+    x, w = batch.x[group * n * LANES :], batch.w[group * n * LANES :]
+    scale, minimum, inverse, base = fit_scale_and_minimum(x, w, batch.spare, n, highest, steps, absolute_error)
     at = group * LANES
     store(fits.scales, at, scale)
     store(fits.minima, at, -minimum)
     store(fits.inverses, at, inverse)
     store(fits.bases, at, base)
-    store(fits.weights, at, sum_of_group(group_w, n))
+    store(fits.weights, at, sum_of_group(w, n))
 
 
 @helper
@@ -103,14 +93,6 @@ def quantize_by_search(
     """Scales (or minima) as codes of the scale that search B finds."""
     scale = fit_nonnegative(values, weights, groups, highest, codes)
     store_scale(scale, halves, readings)
-
-
-@helper
-def store_scale(scale: F32x16, halves: Ints, readings: Floats) -> None:
-    """Round sixteen scales to float16, and read them back."""
-    half = f16_bits(scale)
-    store(halves, 0, half)
-    store(readings, 0, f16_value(half))
 
 
 @helper

@@ -14,6 +14,7 @@ from phi4conv.quant.fast.superblocks import (
     fill_magnitudes,
     load_importance,
     load_superblocks,
+    new_batch,
     read_halves,
     scale_importance,
     store_half,
@@ -40,23 +41,21 @@ def encode(rows: Floats, importance: Floats, out: Bytes) -> None:
         importance: float32 (width,), empty for none.
         out: uint8 (blocks * 84,), filled.
     """
-    x, w = np.empty(GROUPS * TILE, np.float32), np.empty(GROUPS * TILE, np.float32)
-    codes = np.empty(TILE, np.float32)
-    offsets = np.empty(LANES, np.int64)
+    batch = new_batch()
     fits, header = new_fits(GROUPS), new_header(GROUPS)
     by_importance = importance.size > 0
     steps = IMPORTANCE_STEPS if by_importance else PLAIN_STEPS
     blocks = rows.size // SUPERBLOCK
     for first in range(0, blocks, LANES):
         count = min(LANES, blocks - first)
-        load_superblocks(rows, first, count, offsets, x)
+        load_superblocks(rows, first, count, batch)
         if by_importance:
-            load_importance(importance, first, offsets, w)
-            scale_importance(x, np.float32(1), w)
+            load_importance(importance, first, batch)
+            scale_importance(np.float32(1), batch)
         else:
-            fill_magnitudes(x, SUPERBLOCK, splat(ZERO), w)
+            fill_magnitudes(batch.x, SUPERBLOCK, splat(ZERO), batch.w)
         for group in range(GROUPS):
-            fit_group(x, w, codes, group, GROUP, HIGHEST, steps, not by_importance, fits)
+            fit_group(batch, group, GROUP, HIGHEST, steps, not by_importance, fits)
         quantize_scales(fits, GROUPS, HIGHEST_SCALE, by_importance, header)
         for lane in range(count):
             at = (first + lane) * BLOCK_BYTES

@@ -6,15 +6,18 @@ import numpy as np
 
 from phi4conv.arrays import Bytes, Floats, Ints
 from phi4conv.quant.fast.compiler import helper, kernel
-from phi4conv.quant.fast.rounding import ONE, ZERO, f16_bits, f16_value, nearest_code, nearest_int
+from phi4conv.quant.fast.rounding import ONE, ZERO, nearest_code, nearest_int
 from phi4conv.quant.fast.searches import extreme_value, fit_by_sweeps, fit_symmetric, is_nothing
 from phi4conv.quant.fast.superblocks import (
     SUPERBLOCK,
+    Batch,
     load_importance,
     load_superblocks,
+    new_batch,
     read_halves,
     scale_importance,
     store_half,
+    store_scale,
     sum_of_group,
 )
 from phi4conv.quant.fast.vector import (
@@ -49,41 +52,43 @@ def encode(rows: Floats, importance: Floats, out: Bytes) -> None:
         importance: float32 (width,), empty for none.
         out: uint8 (blocks * 110,), filled.
     """
-    x, w = np.empty(GROUPS * TILE, np.float32), np.empty(GROUPS * TILE, np.float32)
+    batch = new_batch()
     codes = np.empty(GROUPS * TILE, np.float32)
-    wx = np.empty(TILE, np.float32)
-    offsets = np.empty(LANES, np.int64)
     scales, weights = np.empty(GROUPS * LANES, np.float32), np.empty(GROUPS * LANES, np.float32)
     scale_codes, halves, d = np.empty(GROUPS * LANES, np.int32), np.empty(LANES, np.int32), np.empty(LANES, np.float32)
     blocks = rows.size // SUPERBLOCK
     for first in range(0, blocks, LANES):
         count = min(LANES, blocks - first)
-        load_superblocks(rows, first, count, offsets, x)
+        load_superblocks(rows, first, count, batch)
         if importance.size:
-            load_importance(importance, first, offsets, w)
-            scale_importance(x, np.float32(2), w)
-            for group in range(GROUPS):
-                start = group * TILE
-                scale, inverse = fit_symmetric(x[start:], w[start:], wx, GROUP, HIGHEST, True)
-                for i in range(start, start + TILE, LANES):
-                    code = nearest_code(inverse * load(x, i), -HIGHEST, HIGHEST - 1) + np.float32(HIGHEST)
-                    store(codes, i, select(is_nothing(inverse), ZERO, code))  # zeros have code 0, not 4
-                store(scales, group * LANES, scale)
-                store(weights, group * LANES, sum_of_group(w[start:], GROUP))
-            scale = quantize_by_search(scales, weights, wx, scale_codes)
+            load_importance(importance, first, batch)
+            scale_importance(np.float32(2), batch)
+            fit_with_importance(batch, codes, scales, weights)
+            scale = quantize_by_search(scales, weights, batch.spare, scale_codes)
         else:
             for group in range(GROUPS):
                 start = group * TILE
-                store(scales, group * LANES, fit_by_sweeps(x[start:], GROUP, HIGHEST, codes[start:]))
+                store(scales, group * LANES, fit_by_sweeps(batch.x[start:], GROUP, HIGHEST, codes[start:]))
             scale = quantize_by_extreme(scales, scale_codes)
-        half = f16_bits(scale)
-        store(halves, 0, half)
-        store(d, 0, f16_value(half))
+        store_scale(scale, halves, d)
         for lane in range(count):
             at = (first + lane) * BLOCK_BYTES
             pack_codes(rows, (first + lane) * SUPERBLOCK, codes, scale_codes, lane, d[lane], out, at)
             pack_scales(scale_codes, lane, out, at + 96)
             store_half(out, at + 108, halves[lane])
+
+
+@helper
+def fit_with_importance(batch: Batch, codes: Floats, scales: Floats, weights: Floats) -> None:
+    """Search C on the sixteen groups: their codes 0 .. 7, scales, and how much each group counts."""
+    for group in range(GROUPS):
+        start = group * TILE
+        scale, inverse = fit_symmetric(batch.x[start:], batch.w[start:], batch.spare, GROUP, HIGHEST, True)
+        for i in range(start, start + TILE, LANES):
+            code = nearest_code(inverse * load(batch.x, i), -HIGHEST, HIGHEST - 1) + np.float32(HIGHEST)
+            store(codes, i, select(is_nothing(inverse), ZERO, code))  # zeros have code 0, not 4
+        store(scales, group * LANES, scale)
+        store(weights, group * LANES, sum_of_group(batch.w[start:], GROUP))
 
 
 @helper

@@ -14,6 +14,7 @@ from phi4conv.quant.fast.superblocks import (
     fill_magnitudes,
     load_importance,
     load_superblocks,
+    new_batch,
     read_halves,
     scale_importance,
     store_half,
@@ -56,9 +57,7 @@ def encode(rows: Floats, importance: Floats, out: Bytes, highest: int) -> None:
         out: uint8 (blocks * block bytes,), filled.
         highest: HIGHEST_Q4_K or HIGHEST_Q5_K, which says the type.
     """
-    x, w = np.empty(GROUPS * TILE, np.float32), np.empty(GROUPS * TILE, np.float32)
-    codes = np.empty(TILE, np.float32)
-    offsets = np.empty(LANES, np.int64)
+    batch = new_batch()
     fits, header = new_fits(GROUPS), new_header(GROUPS)
     is_q5_k = highest == HIGHEST_Q5_K
     block_bytes = Q5_K_BYTES if is_q5_k else Q4_K_BYTES
@@ -67,14 +66,14 @@ def encode(rows: Floats, importance: Floats, out: Bytes, highest: int) -> None:
     blocks = rows.size // SUPERBLOCK
     for first in range(0, blocks, LANES):
         count = min(LANES, blocks - first)
-        load_superblocks(rows, first, count, offsets, x)
+        load_superblocks(rows, first, count, batch)
         if by_importance:
-            load_importance(importance, first, offsets, w)
-            scale_importance(x, np.float32(2), w)
+            load_importance(importance, first, batch)
+            scale_importance(np.float32(2), batch)
         else:
-            fill_plain_weights(x, w)
+            fill_plain_weights(batch.x, batch.w)
         for group in range(GROUPS):
-            fit_group(x, w, codes, group, GROUP, highest, steps, False, fits)
+            fit_group(batch, group, GROUP, highest, steps, False, fits)
         quantize_scales(fits, GROUPS, HIGHEST_SCALE, by_importance, header)
         if is_q5_k or not by_importance:
             # Q4_K with importance keeps codes beyond 63; pack_scales says what becomes of them.

@@ -6,15 +6,17 @@ import numpy as np
 
 from phi4conv.arrays import Bytes, Floats, Ints
 from phi4conv.quant.fast.compiler import helper, kernel
-from phi4conv.quant.fast.rounding import ONE, ZERO, f16_bits, f16_value, nearest_code, nearest_int
+from phi4conv.quant.fast.rounding import ONE, ZERO, nearest_code, nearest_int
 from phi4conv.quant.fast.searches import EPSILON, extreme_value, fit_symmetric, is_nothing
 from phi4conv.quant.fast.superblocks import (
     SUPERBLOCK,
     fill_squares,
     load_importance,
     load_superblocks,
+    new_batch,
     read_halves,
     store_half,
+    store_scale,
 )
 from phi4conv.quant.fast.vector import (
     LANES,
@@ -46,22 +48,22 @@ def encode(rows: Floats, importance: Floats, out: Bytes) -> None:
         importance: float32 (width,), empty for none.
         out: uint8 (blocks * 210,), filled.
     """
-    x, w = np.empty(GROUPS * TILE, np.float32), np.empty(GROUPS * TILE, np.float32)
-    wx = np.empty(TILE, np.float32)
-    offsets = np.empty(LANES, np.int64)
+    batch = new_batch()
     scales, inverses = np.empty(GROUPS * LANES, np.float32), np.empty(GROUPS * LANES, np.float32)
     scale_codes, halves = np.empty(GROUPS * LANES, np.int32), np.empty(LANES, np.int32)
     d = np.empty(LANES, np.float32)
     blocks = rows.size // SUPERBLOCK
     for first in range(0, blocks, LANES):
         count = min(LANES, blocks - first)
-        load_superblocks(rows, first, count, offsets, x)
+        load_superblocks(rows, first, count, batch)
         if importance.size:
-            load_importance(importance, first, offsets, w)
+            load_importance(importance, first, batch)
         else:
-            fill_squares(x, SUPERBLOCK, w)
+            fill_squares(batch.x, SUPERBLOCK, batch.w)
         for group in range(GROUPS):
-            scale, inverse = fit_symmetric(x[group * TILE :], w[group * TILE :], wx, GROUP, HIGHEST, True)
+            scale, inverse = fit_symmetric(
+                batch.x[group * TILE :], batch.w[group * TILE :], batch.spare, GROUP, HIGHEST, True
+            )
             store(scales, group * LANES, scale)
             store(inverses, group * LANES, inverse)
         quantize_scales(scales, scale_codes, halves, d)
@@ -89,9 +91,7 @@ def quantize_scales(scales: Floats, codes: Ints, halves: Ints, readings: Floats)
         code = nearest_int(inverse * load(scales, group * LANES))
         store(codes, group * LANES, select(code > 127, 127, code))
     store(codes, 0, select(absolute(extreme) < EPSILON, EMPTY, load(codes, 0)))
-    half = f16_bits(ONE / inverse)
-    store(halves, 0, half)
-    store(readings, 0, f16_value(half))
+    store_scale(ONE / inverse, halves, readings)
 
 
 @helper

@@ -64,14 +64,14 @@ def test_types_that_need_no_search_stay_in_numpy() -> None:
 
 @pytest.mark.parametrize("codec", COMPILED, ids=by_name)
 @given(weights=weights_like_a_models, importance=st.none() | importances)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_bytes_equal_those_of_numpy(codec: QuantCodec, weights: Floats, importance: Floats | None) -> None:
     assert np.array_equal(encode(codec, weights, importance), codec.encode(weights, importance))
 
 
 @pytest.mark.parametrize("codec", COMPILED, ids=by_name)
 @given(data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_bytes_decode_alike(codec: QuantCodec, data: st.DataObject) -> None:
     blocks = data.draw(arrays.arrays(np.uint8, (2, 3 * codec.block_bytes)))
     with np.errstate(all="ignore"):
