@@ -20,7 +20,7 @@ Left out: matrices of experts, which Phi-4 does not have, and collecting an impo
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,17 @@ CHUNKS_KEY = "quantize.imatrix.chunks_count"
 QUANTIZE_KEYS = frozenset({FILE_KEY, DATASET_KEY, ENTRIES_KEY, CHUNKS_KEY})
 
 # Phi-4's matrix takes 5 MB. Bounds on what a damaged or foreign file can make the reader hold.
-MOST_BYTES = 1 << 30
+MOST_BYTES = 1 << 28
 MOST_ENTRIES = 1 << 16
 LONGEST_NAME = 1 << 10
+
+# Types whose encoders make no use of importance here, though ggml's do.
+LEGACY_TYPES = (
+    GGMLQuantizationType.Q4_0,
+    GGMLQuantizationType.Q4_1,
+    GGMLQuantizationType.Q5_0,
+    GGMLQuantizationType.Q5_1,
+)
 
 DEFAULT_CHUNK_SIZE = 512
 MAKE_AGAIN = "download the file again, or make one with llama-imatrix"
@@ -100,12 +108,14 @@ class ImportanceMatrix:
         return weights if weights.any() else None
 
 
-def weigh(matrix: ImportanceMatrix, tensors: Sequence[TensorPlan]) -> tuple[tuple[TensorPlan, ...], tuple[str, ...]]:
+def weigh(
+    matrix: ImportanceMatrix, tensors: Sequence[TensorPlan], copied: Collection[str] = ()
+) -> tuple[tuple[TensorPlan, ...], tuple[str, ...]]:
     """Give planned tensors their importance; returns them all, and what the user should know about some.
 
-    Only tensors whose type makes use of it get one, for the others' bytes do not depend on it. That a tensor
-    outside of the layers has no entry is normal: llama-imatrix never measures token_embd, and output only with
-    --process-output.
+    Only tensors whose type makes use of it get one, for the others' bytes do not depend on it, and not those named
+    in copied, whose bytes are there already. That a tensor outside of the layers has no entry is normal:
+    llama-imatrix never measures token_embd, and output only with --process-output.
 
     Raises:
         ConversionError: There are no tensors; an entry has another width than its tensor; or not one entry
@@ -116,17 +126,24 @@ def weigh(matrix: ImportanceMatrix, tensors: Sequence[TensorPlan]) -> tuple[tupl
     if len(strangers) == len(matrix.weights):
         raise ConversionError(of_another_model(matrix, tensors))
     found = {name: matrix.importance(name, tensor.shape[-1]) for name, tensor in planned.items()}
-    users = [name for name, tensor in planned.items() if CODECS[tensor.qtype].uses_importance]
+    encoded = [tensor for tensor in tensors if tensor.name not in copied]
+    users = [tensor.name for tensor in encoded if CODECS[tensor.qtype].uses_importance]
     missing = [name for name in users if name not in matrix.weights and name.startswith("blk.")]
     zero = [name for name in users if name in matrix.weights and found[name] is None]
+    unweighed = [tensor.name for tensor in encoded if found[tensor.name] is not None and tensor.qtype in LEGACY_TYPES]
     source = matrix.path.name
     warnings = []
     if not users:
-        warnings.append(f"{source} changes nothing: no tensor has a type that makes use of importance")
+        warnings.append(f"{source} changes nothing: no tensor is encoded as a type that makes use of importance")
     if missing:
         warnings.append(f"{source} has no entry for {counted(missing)}: encoded without importance")
     if zero:
         warnings.append(f"{source} has only zeros for {counted(zero)}: encoded without importance")
+    if unweighed:
+        warnings.append(
+            f"{source} is not used for {counted(unweighed)}: of {', '.join(kind.name for kind in LEGACY_TYPES)} "
+            "phi4conv writes the plain encoding, llama-quantize a weighed one"
+        )
     if strangers:
         warnings.append(f"{source} has entries that match no tensor of this model: {counted(strangers)}")
     weighed = (replace(tensor, importance=found[tensor.name] if tensor.name in users else None) for tensor in tensors)

@@ -15,7 +15,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf.constants import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFType, Keys
+from gguf.constants import GGML_QUANT_SIZES, GGML_QUANT_VERSION, GGMLQuantizationType, GGUFType, Keys
 
 from phi4conv.errors import ConversionError, Problem
 from phi4conv.gguf_file.layout import GGUFFile, MetadataPair, u32
@@ -131,7 +131,8 @@ def plan(source: Path, options: QuantizeOptions) -> ConversionPlan:
     check_overrides(options.overrides, tensors)
     warnings += tuple(source_warnings(file, tensors, sources))
     if matrix:
-        tensors, importance_warnings = weigh(matrix, tensors)
+        copied = [tensor.name for tensor in tensors if sources[tensor.name].qtype == tensor.qtype]
+        tensors, importance_warnings = weigh(matrix, tensors, copied)
         warnings += importance_warnings
     return ConversionPlan(
         file_type=file_type.name,
@@ -252,9 +253,12 @@ def check_source_types(file: GGUFFile, tensors: Sequence[TensorPlan], sources: M
     if not again:
         return
     types = Counter(sources[name].qtype.name for name in again)
+    quantized = any(GGML_QUANT_SIZES[sources[name].qtype][0] > 1 for name in again)
     raise ConversionError(
         Problem(
-            "the GGUF is quantized already; to quantize it again would lose much more than once from the original",
+            "the GGUF is quantized already; to quantize it again would lose much more than once from the original"
+            if quantized
+            else "the GGUF holds matrices of a type that phi4conv does not quantize",
             where=f"{file.path}, {again[0]}{f' and {len(again) - 1} more tensors' if len(again) > 1 else ''}",
             expected=f"{', '.join(qtype.name for qtype in SOURCE_TYPES)}",
             found=", ".join(f"{count} of {name}" for name, count in types.most_common()),

@@ -24,7 +24,7 @@ from phi4conv.files import AtomicFile, PositionedWriter, leftover_warnings
 from phi4conv.gguf_file.read import read_gguf
 from phi4conv.gguf_file.rows import GGUFRows, decoded
 from phi4conv.machine import peak_memory, usable_cores
-from phi4conv.plan import ConversionPlan
+from phi4conv.plan import ConversionPlan, TensorPlan
 from phi4conv.progress import Progress, Silent
 from phi4conv.quant import CODECS, QuantCodec, fast
 from phi4conv.rows import RowSource, locate, row_count
@@ -133,10 +133,10 @@ def write_plan(
 
 def prepare_codecs(plan: ConversionPlan, progress: Progress) -> dict[str, str]:
     """Have every codec of the plan compiled before workers wait for it; returns the path of each type that has two."""
-    for source in (tensor.source for tensor in plan.tensors):
-        if isinstance(source, GGUFRows):
-            fast.decoder(CODECS[source.qtype], progress.note)
-    used = dict.fromkeys(tensor.qtype for tensor in plan.tensors)
+    for tensor in plan.tensors:
+        if isinstance(tensor.source, GGUFRows) and not is_copy(tensor):
+            fast.decoder(CODECS[tensor.source.qtype], progress.note)
+    used = dict.fromkeys(tensor.qtype for tensor in plan.tensors if not is_copy(tensor))
     codecs = [fast.encoder(CODECS[qtype], progress.note) for qtype in used]
     return {codec.name: codec.path for codec in codecs if codec.name in fast.COMPILED_TYPES}
 
@@ -212,9 +212,9 @@ def codec_of(chunk: Chunk) -> QuantCodec:
     return fast.encoder(CODECS[chunk.qtype])
 
 
-def is_copy(chunk: Chunk) -> bool:
+def is_copy(piece: Chunk | TensorPlan) -> bool:
     """Whether the source holds the very bytes that the file needs: decoding and encoding Q8_0 may change them."""
-    return isinstance(chunk.source, GGUFRows) and chunk.source.qtype == chunk.qtype
+    return isinstance(piece.source, GGUFRows) and piece.source.qtype == piece.qtype
 
 
 def copied(chunk: Chunk, codec: QuantCodec) -> Bytes:

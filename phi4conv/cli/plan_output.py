@@ -140,9 +140,9 @@ def path_note(result: ConversionResult) -> str:
     """Whether compiled code encoded; where it could have and did not, why."""
     from phi4conv.quant import CODECS, fast
 
-    if not result.paths:
-        return ""
-    if set(result.paths.values()) == {"numba"}:
-        return ", encoded by numba"
-    reasons = {fast.why_not(codec) for codec in CODECS.values() if result.paths.get(codec.name) == "numpy"}
-    return f", encoded by numpy ({'; '.join(sorted(filter(None, reasons)))})"
+    slow = [codec for codec in CODECS.values() if result.paths.get(codec.name) == "numpy"]
+    if not slow:
+        return ", encoded by numba" if result.paths else ""
+    reasons = "; ".join(sorted({fast.why_not(codec) or "no reason known" for codec in slow}))
+    names = f" {', '.join(codec.name for codec in slow)}" if len(slow) < len(result.paths) else ""
+    return f", encoded{names} by numpy, which is slower: {reasons}"

@@ -96,13 +96,13 @@ def chosen_file_type(asked: str | None, out: Path, *, quiet: bool) -> str | None
     from phi4conv.quant.mix import FILE_TYPES, file_type_in_name, file_type_name
 
     in_name = file_type_in_name(out.name)
-    name = file_type_name(asked) if asked else in_name
+    name = in_name if asked is None else file_type_name(asked)
     if name is None or name in FILE_TYPES:
         if in_name and name != in_name:
             show_warnings((f"{out.name} says {in_name}, but --type is {name}",), quiet=quiet)
         return name
-    source = "--type" if asked else f"the name {out.name}"
-    raise click.UsageError(f"{source} asks for {name}; this version writes {', '.join(FILE_TYPES)}")
+    source = f"the name {out.name}" if asked is None else "--type"
+    raise click.UsageError(f"{source} asks for {name or 'nothing'}; this version writes {', '.join(FILE_TYPES)}")
 
 
 def parse_type(option: str, name: str | None) -> GGMLQuantizationType | None:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from phi4conv.arrays import Bytes, Floats
+
+Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 F16_EXPONENT = 0x7C00  # all ones: infinity or NaN
 F16_LARGEST = 65504.0
@@ -91,7 +95,7 @@ class QuantCodec:
         rows = np.ascontiguousarray(weights).reshape(-1, width) if width else weights.reshape(0, 0)
         if self.scale_offsets and rows.size and not (np.isfinite(rows.min()) and np.isfinite(rows.max())):
             raise ValueError(f"{self.name} cannot hold NaN or infinite weights")
-        data = self.encode_rows(rows, importance if self.uses_importance else None)
+        data = unshared(self.encode_rows(rows, importance if self.uses_importance else None), weights)
         return data.reshape(*weights.shape[:-1], row_bytes)
 
     def decode(self, data: Bytes) -> Floats:
@@ -107,7 +111,8 @@ class QuantCodec:
         if rest:
             raise ValueError(f"{self.name} rows are a multiple of {self.block_bytes} bytes, not {size}")
         rows = np.ascontiguousarray(data).reshape(-1, size) if size else data.reshape(0, 0)
-        return self.decode_rows(rows).reshape(*data.shape[:-1], blocks * self.block_weights)
+        weights = unshared(self.decode_rows(rows), data)
+        return weights.reshape(*data.shape[:-1], blocks * self.block_weights)
 
     def broken_block(self, data: Bytes) -> tuple[int, int] | None:
         """The first block of encoded rows with an infinite or NaN scale, as (row, block in the row).
@@ -123,6 +128,11 @@ class QuantCodec:
             return None
         row, block = divmod(int(broken.argmax()), data.shape[-1] // self.block_bytes)
         return row, block
+
+
+def unshared(result: Array, argument: npt.NDArray[Any]) -> Array:
+    """The result, copied if it is the caller's own memory seen as another type."""
+    return result.copy() if np.may_share_memory(result, argument) else result
 
 
 def checked_importance(importance: Floats, width: int) -> Floats:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -63,21 +64,43 @@ def choose(
 
 def checked_twin(codec: QuantCodec, alike: Callable[[QuantCodec, QuantCodec], bool], announce: Announce) -> QuantCodec:
     """The compiled twin, or the codec itself and a reason."""
-    try:
-        from phi4conv.quant.fast.compiler import announced  # noqa: PLC0415  # loads numba
-        from phi4conv.quant.fast.twins import compiled_twin  # noqa: PLC0415
 
-        with announced(lambda: announce(f"compiling {codec.name} for this machine (once: the result is kept)")):
-            twin = compiled_twin(codec)
-            if alike(codec, twin):
-                return twin
-        reasons[codec.name] = "numba gives other bytes on this machine"
+    def twin() -> QuantCodec:
+        return working_twin(codec, alike, announce)
+
+    try:
+        # LLVM calls back into Python, where a KeyboardInterrupt would be lost; the main thread waits and can be
+        # interrupted.
+        with ThreadPoolExecutor(1, thread_name_prefix="compile") as thread:
+            return thread.submit(twin).result()
     except ModuleNotFoundError as error:
         reasons[codec.name] = f"{error.name} is not installed"
     except Exception as error:  # noqa: BLE001  # whatever stops numba, numpy can do the work
         reasons[codec.name] = f"numba does not work here: {str(error).strip() or type(error).__name__}".splitlines()[0]
     logger.info("%s runs in numpy: %s", codec.name, reasons[codec.name])
     return codec
+
+
+def working_twin(codec: QuantCodec, alike: Callable[[QuantCodec, QuantCodec], bool], announce: Announce) -> QuantCodec:
+    """The compiled twin.
+
+    Raises:
+        ArithmeticError: Its bytes are not those of the codec.
+        Exception: Whatever stops numba.
+    """
+    from phi4conv.quant.fast.compiler import announced  # noqa: PLC0415  # loads numba
+    from phi4conv.quant.fast.twins import compiled_twin, forget_machine_code  # noqa: PLC0415
+
+    twin = compiled_twin(codec)
+    with announced(lambda: announce(f"compiling {codec.name} for this machine (a few seconds, the first time)")):
+        try:
+            good = alike(codec, twin)
+        except Exception:  # noqa: BLE001  # a cache that is damaged, or a disk that is full
+            forget_machine_code(codec)
+            good = alike(codec, twin)
+    if not good:
+        raise ArithmeticError("its bytes are not those of numpy")
+    return twin
 
 
 def encodes_alike(one: QuantCodec, other: QuantCodec) -> bool:

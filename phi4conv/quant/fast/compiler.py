@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import config, njit
+from numba.core.caching import NullCache
 from numba.core.event import Listener, install_listener
 
 if config.DISABLE_JIT:
@@ -51,7 +52,19 @@ def keep_machine_code(compiled: Any) -> None:
     if hasattr(index, "_source_stamp"):
         index._source_stamp = source_digest(Path(__file__).parent)
     else:
-        compiled._cache.disable()
+        do_not_keep(compiled)
+
+
+def do_not_keep(compiled: Any) -> None:
+    """Have numba neither load nor keep a kernel's machine code in this process."""
+    compiled._cache = NullCache()
+
+
+def forget(compiled: Any) -> None:
+    """Throw away what is kept of a kernel, as it cannot be loaded or added to."""
+    with suppress(OSError):
+        compiled._cache.flush()
+    do_not_keep(compiled)
 
 
 @cache

@@ -13,6 +13,7 @@ from gguf.constants import GGMLQuantizationType
 from phi4conv.arrays import Bytes, Floats
 from phi4conv.quant.codec import QuantCodec
 from phi4conv.quant.fast import q2_k, q3_k, q4_k_q5_k, q6_k, q8_0
+from phi4conv.quant.fast.compiler import forget
 
 # The module of each type, and what its kernels take after the arrays.
 KERNELS: dict[GGMLQuantizationType, tuple[Any, tuple[int, ...]]] = {
@@ -40,6 +41,13 @@ def compiled_twin(codec: QuantCodec) -> QuantCodec:
         decode_rows=partial(decode_rows, codec, module.decode, constants),
         path="numba",
     )
+
+
+def forget_machine_code(codec: QuantCodec) -> None:
+    """Compile a codec's kernels anew in this process, and let the next one keep them again if it can."""
+    module, _ = KERNELS[codec.qtype]
+    for kernel in (module.encode, module.decode):
+        forget(kernel)
 
 
 def encode_rows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import TINY
 from golden import GoldenCase, assert_decodes, assert_encodes, golden_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -116,7 +118,7 @@ def test_a_compiled_codec_with_other_bytes_is_not_used(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(twins, "compiled_twin", wrong_twin)
     assert fast.encoder(Q4_K) is Q4_K
-    assert fast.why_not(Q4_K) == "numba gives other bytes on this machine"
+    assert fast.why_not(Q4_K) == "numba does not work here: its bytes are not those of numpy"
 
 
 @pytest.mark.usefixtures("nothing_chosen")
@@ -159,6 +161,18 @@ def test_a_disabled_compiler_leaves_numpy(tmp_path: Path) -> None:
     )
 
 
+def test_an_interrupt_during_compilation_is_not_lost(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "phi4conv", "convert", str(TINY), str(tmp_path / "tiny-Q2_K.gguf")]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("compiling ")
+        process.send_signal(signal.SIGINT)
+        messages = process.stderr.read()
+    assert process.returncode == 130, messages
+    assert list(tmp_path.glob("*.gguf*")) == []
+
+
 ENCODE_WITH_MESSAGES = """
 from phi4conv.quant import Q8_0, fast
 print(fast.encoder(Q8_0, announce=print).path)
@@ -170,8 +184,13 @@ def test_machine_code_is_kept_until_any_source_changes(tmp_path: Path) -> None:
     shutil.copytree(Path(phi4conv.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     folder, cache = package.parent, str(tmp_path / "cache")
     first, second = (run_python(ENCODE_WITH_MESSAGES, folder, NUMBA_CACHE_DIR=cache) for _ in range(2))
-    assert first == "compiling Q8_0 for this machine (once: the result is kept)\nnumba"
+    assert first == "compiling Q8_0 for this machine (a few seconds, the first time)\nnumba"
     assert second == "numba"
+
+    for index in (tmp_path / "cache").rglob("*.nbi"):
+        index.write_bytes(index.read_bytes()[:40])
+    for expected in (first, first, "numba"):  # a damaged cache is cleared by one process and filled by the next
+        assert run_python(ENCODE_WITH_MESSAGES, folder, NUMBA_CACHE_DIR=cache) == expected
 
     # A helper that another module's kernel calls: stale machine code would go on being right.
     helpers = package / "quant" / "fast" / "superblocks.py"
