@@ -2,7 +2,7 @@
 
     python -m benchmarks.codecs [--types Q4_K,Q6_K] [--cores 1,2] [--rounds 5] [--weights 4000000] [--json FILE]
 
-Four programs take turns: ggml's functions (as in benchmarks/ggml.py), the codecs in numpy, those compiled by numba,
+Four programs take turns: ggml's functions (as in tests/support/ggml.py), the codecs in numpy, those compiled by numba,
 and for decoding gguf-py. All work on the same weights, N(0, 0.02), in chunks of the size that a conversion uses; with
 two cores each has a thread and half of the rows. Every round times each program on each number of cores; ratios
 are taken within a round, and printed as median (least-most). A short pass is repeated until it takes a tenth of a
@@ -31,8 +31,8 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+from ggml import Ggml
 
-from benchmarks.ggml import Ggml
 from benchmarks.machine import cores_in_words, described, last_cores, pin
 from phi4conv.arrays import Floats
 from phi4conv.quant import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0, QuantCodec, fast
@@ -243,7 +243,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--weights", type=int, default=4_000_000, help="weights of a pass")
     parser.add_argument("--width", type=int, default=5120, help="weights of a row, a multiple of 256")
     parser.add_argument("--seed", type=int, help="default: a new one")
-    parser.add_argument("--ggml", type=Path, metavar="FOLDER", help="libggml-base from here, not from xllamacpp")
+    parser.add_argument(
+        "--ggml", type=Path, metavar="FOLDER", help="libggml-base from here, not the one that the tests use"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures here, too")
     arguments = parser.parse_args()
     arguments.codecs = chosen_codecs(parser, arguments.types)

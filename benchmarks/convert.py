@@ -1,15 +1,15 @@
 """Times a full-width conversion, its memory and what it reads and writes, beside llama.cpp's programs in the same run.
 
     python -m benchmarks.convert MODEL_DIR [--types BF16,Q8_0,Q4_K_M] [--cores 2] [--runs 3]
-        [--peer PATH/convert_hf_to_gguf.py] [--quantize-lib PATH/bins/linux-x64] [--first-run] [--json FILE]
+        [--peer PATH/convert_hf_to_gguf.py] [--first-run] [--json FILE]
 
 MODEL_DIR comes from benchmarks/make_model.py. phi4conv writes every type in one pass. llama.cpp writes F32, F16, BF16
 and Q8_0 with its converter; every other type takes a bf16 file from the converter, which llama_model_quantize reads
 again, with as many threads. The two sides run in turn; ratios are llama.cpp / phi4conv, pair by pair.
 
 The converter is the script of llama.cpp's source, as it lies in vendor/llama.cpp of the source distribution of
-llama-cpp-python; it needs torch and transformers. The libraries are those of the npm package
-@node-llama-cpp/linux-x64. Without --peer only phi4conv is timed.
+llama-cpp-python; it needs torch and transformers. llama_model_quantize is that of the tests, which
+tests/support/llama_quantize.py fetches. Without --peer only phi4conv is timed.
 
 Figures are whole processes, from a model in the page cache to finished files, in a temporary folder on the model's
 disk. Memory is that of the larger step. Written is what went to write calls; read is the size of the input files,
@@ -32,7 +32,9 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ggml import Ggml
+from ggml import Ggml
+from llama_quantize import LlamaQuantize, Settings, UnavailableError, available
+
 from benchmarks.machine import Run, cores_in_words, described, last_cores, measured, pinned
 from phi4conv.files import PositionedReader
 from phi4conv.gguf_file.read import read_gguf
@@ -56,26 +58,24 @@ class Peer:
 
     Attributes:
         converter: convert_hf_to_gguf.py.
-        libraries: Where libllama is; None when only the converter is there.
+        engine: llama_model_quantize; None when only the converter is there.
     """
 
     converter: Path
-    libraries: Path | None
+    engine: LlamaQuantize | None
 
     def makes(self, file_type: FileType) -> bool:
         """Whether these programs write this type: phi4conv's presets have no equal."""
-        quantized = self.libraries is not None and file_type.embeddings is None
+        quantized = self.engine is not None and file_type.embeddings is None
         return file_type.name in OF_THE_CONVERTER or quantized
 
     def run(self, model: Path, out: Path, file_type: FileType, threads: int) -> Steps:
         """Make the file, in one step or two."""
-        if file_type.name in OF_THE_CONVERTER:
+        if self.engine is None or file_type.name in OF_THE_CONVERTER:
             return {"convert_hf_to_gguf.py": self.convert(model, out, file_type.name)}
         middle = out.with_name("middle-BF16.gguf")
         first = self.convert(model, middle, "BF16")
-        script = Path(__file__).with_name("llama_quantize.py")
-        names = [str(path) for path in (script, self.libraries, middle, out)]
-        second = measured([sys.executable, *names, str(int(file_type.number)), str(threads)], [middle])
+        second = measured(self.engine.command(middle, out, Settings(file_type.number, threads=threads)), [middle])
         middle.unlink()
         return {"convert_hf_to_gguf.py": first, "llama_model_quantize": second}
 
@@ -83,6 +83,15 @@ class Peer:
         """The converter's step."""
         command = [sys.executable, str(self.converter), str(model), "--outfile", str(out), "--outtype", name.lower()]
         return measured(command, model.glob("*.safetensors"))
+
+
+def peer_with(converter: Path) -> Peer:
+    """That converter, and llama_model_quantize where it can be had."""
+    try:
+        return Peer(converter, available())
+    except UnavailableError as reason:
+        print(f"llama.cpp is timed for {', '.join(OF_THE_CONVERTER)} alone: {reason}", file=sys.stderr)
+        return Peer(converter, None)
 
 
 def converted(model: Path, out: Path, file_type: FileType, environment: dict[str, str] | None = None) -> Run:
@@ -199,7 +208,6 @@ def main() -> None:
     parser.add_argument("--cores", default=str(usable_cores()), help="numbers of cores, such as 1,2; default: all")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--peer", type=Path, help="convert_hf_to_gguf.py")
-    parser.add_argument("--quantize-lib", type=Path, help="folder with libllama, for types beyond the converter's")
     parser.add_argument("--first-run", action="store_true", help="also time a run with nothing compiled yet")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run's figures here, too")
     arguments = parser.parse_args()
@@ -209,10 +217,8 @@ def main() -> None:
         parser.error(f"--types: no type {', '.join(unknown)}; known are {', '.join(FILE_TYPES)}")
     if not any(model.glob("*.safetensors")):
         parser.error(f"no *.safetensors in {model}; benchmarks/make_model.py makes a model")
-    if arguments.quantize_lib and not arguments.peer:
-        parser.error("--quantize-lib needs --peer: llama_model_quantize reads what the converter writes")
-    peer = Peer(arguments.peer, arguments.quantize_lib) if arguments.peer else None
-    versions = [str(Ggml(peer.libraries))] if peer and peer.libraries else []
+    peer = peer_with(arguments.peer) if arguments.peer else None
+    versions = [str(Ggml())] if peer and peer.engine else []
     machine = described(PACKAGES, *versions)
     size = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     ready = measured([sys.executable, "-c", COMPILE])

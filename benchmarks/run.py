@@ -1,6 +1,6 @@
 """Every measurement with one command: the codecs and, given a model, the whole conversion, on one core and on two.
 
-    python -m benchmarks.run [--model MODEL_DIR] [--peer PATH] [--quantize-lib PATH] [--exact] [--quick] [--json FOLDER]
+    python -m benchmarks.run [--model MODEL_DIR] [--peer PATH] [--exact] [--quick] [--json FOLDER]
 
 Runs benchmarks.codecs, then benchmarks.convert if there is a model, then with --exact benchmarks.exactness, each in a
 process of its own; their docstrings say what they measure, and their own options do more. Exits with 1 when
@@ -24,9 +24,8 @@ def commands(arguments: argparse.Namespace) -> dict[str, list[str]]:
     cores = ["--cores", "1,2" if usable_cores() > 1 else "1"]
     found = {"codecs": [*cores, *(["--rounds", "2", "--weights", "1000000"] if arguments.quick else [])]}
     if arguments.model:
-        options = {"--peer": arguments.peer, "--quantize-lib": arguments.quantize_lib}
-        given = [text for name, path in options.items() if path for text in (name, str(path.resolve()))]
-        found["convert"] = [str(arguments.model.resolve()), *cores, *given]
+        peer = ["--peer", str(arguments.peer.resolve())] if arguments.peer else []
+        found["convert"] = [str(arguments.model.resolve()), *cores, *peer]
         found["convert"] += ["--runs", "1", "--types", "Q4_K_M"] if arguments.quick else []
     if arguments.json:
         for name, options_of_it in found.items():
@@ -41,7 +40,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a folder from benchmarks/make_model.py")
     parser.add_argument("--peer", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
-    parser.add_argument("--quantize-lib", type=Path, help="folder with libllama")
     parser.add_argument("--exact", action="store_true", help="also compare 100 million weights of each type with ggml")
     parser.add_argument("--quick", action="store_true", help="few and short rounds: whether all works, not how fast")
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="write the figures there, too")

@@ -22,7 +22,8 @@ What `phi4conv COMMAND --help` prints, for every command. This page is made by `
 Exit codes: **0** good; **1** a file was examined and found wrong; **2** the command could not do its work (a wrong
 option, an input that it refuses, an output that cannot be written); **3** a bug in phi4conv; **130** interrupted.
 Results go to stdout; progress, warnings and errors go to stderr. With `--json` stdout holds one document, which names
-its `schema` and `command`; after an error it is a `phi4conv.error/1` document with the list of problems.
+its `schema` and `command`; after an error it is a `phi4conv.error/1` document with the list of problems. (Options
+that cannot even be parsed are told on stderr alone.)
 """
 
 

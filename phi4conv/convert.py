@@ -37,6 +37,7 @@ def convert(
         CheckpointError: The folder holds no checkpoint that can be converted.
         FormatError: An importance matrix that cannot be read.
         ConversionError: NaN, Inf or overflowing weights, or options that cannot be met.
+        ValueError: There is no such file type or mix.
         OutputError: The target cannot be written. In every case target is as it was before.
     """
     started = time.monotonic()

@@ -32,11 +32,12 @@ from phi4conv.arrays import Floats
 from phi4conv.errors import ConversionError, FormatError, Problem
 from phi4conv.files import AtomicFile, PositionedReader
 from phi4conv.gguf_file.layout import INTEGER_TYPES, GGUFFile, MetadataPair, text, texts, u32
-from phi4conv.gguf_file.read import read_gguf
+from phi4conv.gguf_file.read import read_gguf, recognized
 from phi4conv.gguf_file.rows import GGUFRows, gguf_rows
 from phi4conv.gguf_file.write import encode_header
 from phi4conv.plan import TensorPlan
 from phi4conv.quant import CODECS
+from phi4conv.quant.mix import TOKEN_EMBEDDING
 from phi4conv.rows import row_count
 
 SUMS = ".in_sum2"
@@ -86,8 +87,9 @@ class ImportanceMatrix:
     def importance(self, name: str, width: int) -> Floats | None:
         """The importance of a tensor's columns, float32 (width,); None where the matrix has nothing to say.
 
-        That is so without an entry, and for an entry of zeros: a weighting that calls every column worthless
-        cannot choose between roundings, and the tensor is encoded as if there were no entry.
+        That is so without an entry, for one of token_embd with another width, and for an entry of zeros: a
+        weighting that calls every column worthless cannot choose between roundings, and the tensor is encoded as
+        if there were no entry.
 
         Raises:
             ConversionError: The entry has another width than the tensor.
@@ -95,6 +97,8 @@ class ImportanceMatrix:
         weights = self.weights.get(name)
         if weights is None:
             return None
+        if weights.shape != (width,) and name == TOKEN_EMBEDDING:
+            return None  # as llama-quantize does for this tensor alone
         if weights.shape != (width,):
             raise ConversionError(
                 Problem(
@@ -129,7 +133,7 @@ def weigh(
     encoded = [tensor for tensor in tensors if tensor.name not in copied]
     users = [tensor.name for tensor in encoded if CODECS[tensor.qtype].uses_importance]
     missing = [name for name in users if name not in matrix.weights and name.startswith("blk.")]
-    zero = [name for name in users if name in matrix.weights and found[name] is None]
+    useless = [name for name in users if name in matrix.weights and found[name] is None]
     unweighed = [tensor.name for tensor in encoded if found[tensor.name] is not None and tensor.qtype in LEGACY_TYPES]
     source = matrix.path.name
     warnings = []
@@ -137,8 +141,8 @@ def weigh(
         warnings.append(f"{source} changes nothing: no tensor is encoded as a type that makes use of importance")
     if missing:
         warnings.append(f"{source} has no entry for {counted(missing)}: encoded without importance")
-    if zero:
-        warnings.append(f"{source} has only zeros for {counted(zero)}: encoded without importance")
+    if useless:
+        warnings.append(f"{source} has no usable values for {counted(useless)}: encoded without importance")
     if unweighed:
         warnings.append(
             f"{source} is not used for {counted(unweighed)}: of {', '.join(kind.name for kind in LEGACY_TYPES)} "
@@ -204,8 +208,11 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
         size = reader.size
         if size > MOST_BYTES:
             raise refused(path, expected=f"at most {MOST_BYTES:,} bytes", found=f"{size:,} bytes")
-        if reader.read(0, min(size, 4)) == GGUF_MAGIC.to_bytes(4, "little"):
+        beginning = reader.read(0, min(size, 64))
+        if beginning.startswith(GGUF_MAGIC.to_bytes(4, "little")):
             return from_gguf(read_gguf(path))
+        if instead := recognized(beginning):
+            raise refused(path, expected="an importance matrix of llama-imatrix", found=instead[0])
         return from_legacy(path, reader.read(0, size))
     except OSError as error:
         raise FormatError(

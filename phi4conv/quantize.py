@@ -26,7 +26,7 @@ from phi4conv.phi3.metadata import ARCHITECTURE
 from phi4conv.phi3.planner import check_overrides, compile_patterns
 from phi4conv.plan import ConversionPlan, TensorPlan
 from phi4conv.progress import Progress
-from phi4conv.quant.mix import FILE_TYPES, OUTPUT, FileType, TypeRules, type_warnings
+from phi4conv.quant.mix import OUTPUT, FileType, TypeRules, file_type_named, type_warnings
 from phi4conv.quant.mix_table import CURRENT
 from phi4conv.stream import ConversionResult, write_plan
 
@@ -96,6 +96,7 @@ def quantize(
         FormatError: The source or the importance matrix cannot be read, or is damaged.
         ConversionError: The source is nothing that can be quantized, options cannot be met, or weights are NaN,
             Inf or beyond their type's range.
+        ValueError: There is no such file type or mix.
         OutputError: The target cannot be written. In every case target is as it was before.
     """
     started = time.monotonic()
@@ -119,13 +120,14 @@ def plan(source: Path, options: QuantizeOptions) -> ConversionPlan:
     Raises:
         FormatError: The source or the importance matrix cannot be read, or is damaged.
         ConversionError: The source is nothing that can be quantized, or the options cannot be met.
+        ValueError: There is no such file type or mix.
     """
     compile_patterns(options.overrides)
     matrix = read_imatrix(options.imatrix) if options.imatrix else None
     file = read_gguf(source)
     sources = gguf_rows(file)
     check_kind(file)
-    file_type = FILE_TYPES[options.file_type]
+    file_type = file_type_named(options.file_type)
     tensors, warnings = plan_tensors(file, sources, file_type, options)
     check_source_types(file, tensors, sources)
     check_overrides(options.overrides, tensors)

@@ -256,8 +256,8 @@ def check_magnitude(chunk: Chunk, rows: Floats, largest: float) -> None:
             if finite
             else "a weight is not a number that a model can use",
             where=f"{name}, {place}",
-            expected=f"magnitude at most {largest:.6g}",
-            found=f"{value:.6g}",
+            expected=f"magnitude at most {largest:.8g}",
+            found=f"{value:.8g}",
             next_step="choose BF16 or F32"
             if finite
             else "the weights are damaged or diverged in training; with --allow-non-finite, F32, F16 and BF16 take "

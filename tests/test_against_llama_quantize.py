@@ -6,18 +6,28 @@ import base64
 import filecmp
 import hashlib
 import io
-import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
+import llama_quantize
 import numpy as np
 import pytest
 from checkpoints import REPOSITORY, TINY, Words, copy_of_tiny, edit_json, replace_tensors, tiny_tensors
 from gguf.constants import GGMLQuantizationType
-from llama_quantize import LIBRARIES, MEMBERS, LlamaQuantize, QuantizeError, UnavailableError, available, unpack
+from llama_quantize import (
+    LIBRARIES,
+    MEMBERS,
+    REQUIRED,
+    LlamaQuantize,
+    QuantizeError,
+    Settings,
+    UnavailableError,
+    engine_or_skip,
+    unpack,
+)
 from programs import script
 
 from phi4conv.arrays import Floats
@@ -31,9 +41,6 @@ from phi4conv.quant.mix import FILE_TYPES
 from phi4conv.quantize import QuantizeOptions, quantize
 from phi4conv.reference.llama_cpp import LlamaCpp
 from phi4conv.stream import ConversionResult
-
-# Set where the tests must not pass unseen because the engine is missing, as in CI.
-REQUIRED = "PHI4CONV_REQUIRE_LLAMA_QUANTIZE"
 
 # One file type for each main type.
 MAIN_TYPES = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
@@ -56,12 +63,7 @@ MOVED = ("general.quantization_version", "general.file_type")
 @pytest.fixture(scope="module")
 def engine() -> LlamaQuantize:
     """Real llama_model_quantize."""
-    try:
-        return available()
-    except UnavailableError as reason:
-        if os.environ.get(REQUIRED):
-            pytest.fail(f"{reason} ({REQUIRED} is set)")
-        pytest.skip(str(reason))
+    return engine_or_skip()
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,8 @@ def theirs(engine: LlamaQuantize, source: Path, target: Path, name: str, **optio
     """What llama-quantize makes; a preset is its mix with two more options."""
     file_type = FILE_TYPES[name]
     embeddings = file_type.embeddings
-    engine.quantize(source, target, file_type.number, token_embedding=embeddings, output=embeddings, **options)
+    settings = Settings(file_type.number, token_embedding=embeddings, output=embeddings, **options)
+    engine.quantize(source, target, settings)
 
 
 def tensors(path: Path) -> list[tuple[str, tuple[int, ...], object, int, str]]:
@@ -202,10 +205,25 @@ def test_types_of_embedding_and_output_are_chosen_as_in_llama_quantize(
     tmp_path: Path, engine: LlamaQuantize, sources: Path, types: Mapping[str, str]
 ) -> None:
     chosen: dict[str, Any] = {role: GGMLQuantizationType[name] for role, name in types.items()}
-    number = FILE_TYPES["Q6_K"].number
-    engine.quantize(sources / "BF16.gguf", tmp_path / "theirs.gguf", number, **chosen)
+    settings = Settings(FILE_TYPES["Q6_K"].number, **chosen)
+    engine.quantize(sources / "BF16.gguf", tmp_path / "theirs.gguf", settings)
     ours(sources / "BF16.gguf", tmp_path / "ours.gguf", "Q6_K", **chosen)
     assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+
+
+@pytest.mark.slow
+def test_patterns_choose_types_as_in_llama_quantize(tmp_path: Path, engine: LlamaQuantize, sources: Path) -> None:
+    patterns = {
+        r"blk\.[02]\.ffn_down": GGMLQuantizationType.Q8_0,
+        "ffn_|attn_qkv": GGMLQuantizationType.Q3_K,
+        "output": GGMLQuantizationType.F16,
+    }
+    settings = Settings(FILE_TYPES["Q6_K"].number, patterns=patterns)
+    engine.quantize(sources / "BF16.gguf", tmp_path / "theirs.gguf", settings)
+    ours(sources / "BF16.gguf", tmp_path / "ours.gguf", "Q6_K", overrides=tuple(patterns.items()))
+    assert_same_file(tmp_path / "ours.gguf", tmp_path / "theirs.gguf")
+    written = {entry.name: entry.qtype for entry in read_gguf(tmp_path / "theirs.gguf").tensors}
+    assert engine.types(sources / "BF16.gguf", settings) == written
 
 
 NOT_MEASURED = "blk.1.ffn_up.weight"
@@ -387,3 +405,16 @@ def test_another_package_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"package\.tgz is not @node-llama-cpp/linux-x64"):
         unpack(tmp_path / "package.tgz", tmp_path / "engine")
     assert not (tmp_path / "engine").exists()
+
+
+def test_without_the_engine_a_test_is_skipped_or_where_it_is_required_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_quantize, "CACHE", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(REQUIRED, raising=False)
+    with pytest.raises(pytest.skip.Exception, match="@node-llama-cpp/linux-x64"):
+        engine_or_skip()
+    monkeypatch.setenv(REQUIRED, "1")
+    with pytest.raises(pytest.fail.Exception, match=f"{REQUIRED} is set"):
+        engine_or_skip()

@@ -226,8 +226,8 @@ BAD_LEGACY: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "cut short"),
     "three bytes": (b"\1\0\0", "cut short"),
     "text": (b"importance: high\n", r"a GGUF, or in the older format a number from 1 to 65,536"),
-    "zip": (b"PK\x03\x04" + bytes(99), "number of entries"),
-    "no entries": (struct.pack("<i", 0), "number of entries"),
+    "zip": (b"PK\x03\x04" + bytes(99), "zip archive"),
+    "no entries": (struct.pack("<i", 0), "zeros"),
     "negative entries": (struct.pack("<i", -1), "number of entries"),
     "huge number of entries": (struct.pack("<i", HUGE), "number of entries"),
     "huge name": (struct.pack("<ii", 1, HUGE), "length of its name"),
@@ -328,7 +328,7 @@ def test_tensors_of_a_layer_without_an_entry_are_one_warning() -> None:
 
 def test_an_entry_of_zeros_is_a_warning_and_the_tensor_has_no_importance() -> None:
     tensors, warnings = weigh(matrix_of(blk__0__a=floats(0, 0)), plan_of(blk__0__a=IMPORTANT))
-    assert warnings == ("im.gguf has only zeros for 1 tensor (blk.0.a): encoded without importance",)
+    assert warnings == ("im.gguf has no usable values for 1 tensor (blk.0.a): encoded without importance",)
     assert tensors[0].importance is None
 
 
@@ -357,6 +357,14 @@ def test_types_that_make_no_use_of_it_are_a_warning() -> None:
     tensors, warnings = weigh(matrix_of(blk__0__a=floats(1, 2)), plan_of(blk__0__a=INDIFFERENT))
     assert tensors[0].importance is None
     assert warnings == ("im.gguf changes nothing: no tensor is encoded as a type that makes use of importance",)
+
+
+def test_token_embd_may_have_an_entry_of_another_width() -> None:
+    matrix = ImportanceMatrix(Path("im.gguf"), {"token_embd.weight": floats(1, 2, 3), "blk.0.a": floats(1, 2)})
+    plan = [planned("token_embd.weight", 2, IMPORTANT), planned("blk.0.a", 2, IMPORTANT)]
+    tensors, warnings = weigh(matrix, plan)
+    assert [tensor.importance is not None for tensor in tensors] == [False, True]
+    assert warnings == ("im.gguf has no usable values for 1 tensor (token_embd.weight): encoded without importance",)
 
 
 def test_tensors_that_are_copied_get_none() -> None:

@@ -34,6 +34,10 @@ class Command(click.Command):
             problems, exit_code = error.problems, error.exit_code
         except MemoryError:
             problems, exit_code = (OUT_OF_MEMORY,), Phi4ConvError.exit_code
+        except click.UsageError as error:
+            if ctx.params.get("as_json"):
+                show_json("error", str(ctx.info_name), error={"problems": [vars(Problem(error.format_message()))]})
+            raise
         if ctx.params.get("as_json"):
             show_json("error", str(ctx.info_name), error={"problems": [vars(problem) for problem in problems]})
         for problem in problems:

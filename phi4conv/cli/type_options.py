@@ -51,7 +51,7 @@ def type_options(otherwise: str) -> Callable[[F], F]:
         click.option(
             "--imatrix",
             metavar="FILE",
-            type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            type=click.Path(path_type=Path),
             help="An importance matrix of this model, made by llama-imatrix (GGUF or .dat): K-quants lose less where "
             "it matters more.",
         ),

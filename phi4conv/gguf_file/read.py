@@ -101,13 +101,16 @@ def read_gguf(path: Path) -> GGUFFile:
         ) from error
 
 
-def _not_a_gguf(path: Path, beginning: bytes) -> Problem:
-    found, next_step = f"{beginning[:8]!r}" if beginning else "an empty file", "check that this is the right file"
-    for prefix, what, advice in _LOOKALIKES:
-        if beginning.startswith(prefix):
-            found, next_step = what, advice
+def recognized(beginning: bytes) -> tuple[str, str] | None:
+    """What a file that begins so is instead of a GGUF, and what to do; None when that is not known."""
     if beginning[8:10] == b'{"':
-        found, next_step = "a safetensors file", "give its folder to `phi4conv convert`"
+        return "a safetensors file", "give its folder to `phi4conv convert`"
+    return next(((what, advice) for prefix, what, advice in _LOOKALIKES if beginning.startswith(prefix)), None)
+
+
+def _not_a_gguf(path: Path, beginning: bytes) -> Problem:
+    unknown = f"{beginning[:8]!r}" if beginning else "an empty file", "check that this is the right file"
+    found, next_step = recognized(beginning) or unknown
     expected = f"{_MAGIC!r} at its start"
     return Problem("not a GGUF file", where=str(path), expected=expected, found=found, next_step=next_step)
 

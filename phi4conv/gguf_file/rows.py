@@ -17,6 +17,8 @@ from phi4conv.rows import row_count
 # Defects (read.py lists them all) that leave no doubt where a tensor's bytes lie or what a key says.
 HARMLESS_DEFECTS = frozenset({"bad-utf8", "bad-bool", "misaligned-tensor", "tensor-order", "gap", "trailing-bytes"})
 
+NEXT_STEPS = {"big-endian": "make the file again from its checkpoint, with `phi4conv convert`"}
+
 # More than this many defects say no more than the first ones.
 SHOWN_DEFECTS = 5
 
@@ -131,5 +133,5 @@ def as_problem(file: GGUFFile, defect: Defect) -> Problem:
         f"the GGUF is damaged ({defect.code})",
         where=f"{file.path}, {defect.where}",
         found=defect.message,
-        next_step="download or copy the file again; `phi4conv inspect` lists every defect",
+        next_step=NEXT_STEPS.get(defect.code, "download or copy the file again; `phi4conv inspect` lists every defect"),
     )

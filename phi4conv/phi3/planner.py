@@ -20,7 +20,7 @@ from phi4conv.imatrix import importance_pairs, read_imatrix, weigh
 from phi4conv.phi3.metadata import metadata_pairs, safe_name
 from phi4conv.phi3.tensors import check_tensors, gguf_tensors, left_out
 from phi4conv.plan import ConversionPlan, TensorPlan
-from phi4conv.quant.mix import FILE_TYPES, FileType, TypeRules, is_quantizable, matches, type_warnings
+from phi4conv.quant.mix import FileType, TypeRules, file_type_named, is_quantizable, matches, type_warnings
 from phi4conv.quant.mix_table import CURRENT
 from phi4conv.rows import RowSource
 from phi4conv.vocab import PHI4_SEPARATOR, Vocabulary
@@ -69,6 +69,7 @@ def plan(folder: Path, options: ConversionOptions) -> ConversionPlan:
         CheckpointError: The folder holds no checkpoint that can be converted.
         FormatError: The importance matrix cannot be used.
         ConversionError: The options cannot be met.
+        ValueError: There is no such file type or mix.
     """
     compile_patterns(options.overrides)
     matrix = read_imatrix(options.imatrix) if options.imatrix else None
@@ -78,10 +79,10 @@ def plan(folder: Path, options: ConversionOptions) -> ConversionPlan:
     warnings: tuple[str, ...] = ()
     sources: Mapping[str, TensorRows] = {}
     if checkpoint is None:
-        file_type = FILE_TYPES[options.file_type or "F16"]
+        file_type = file_type_named(options.file_type or "F16")
     else:
         sources = checkpoint.tensors
-        file_type = FILE_TYPES[options.file_type or checkpoint.dtype]
+        file_type = file_type_named(options.file_type or checkpoint.dtype)
         check_tensors(config, sources)
         tensors, warnings = plan_tensors(config, sources, file_type, options)
     check_overrides(options.overrides, tensors)

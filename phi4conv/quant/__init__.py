@@ -50,7 +50,9 @@ def encode(codec: QuantCodec, weights: Floats, importance: Floats | None = None)
 
     Args:
         codec: The type, such as Q4_K.
-        weights: Finite float32.
+        weights: Finite float32. What no block can hold (beyond codec.largest, or less when the block's other
+            weights are unlike) becomes what ggml makes of it, infinite or zero; codec.broken_block finds the
+            infinite ones.
         importance: How much each column matters: float32 (width,), finite, none negative, not all zero
             (ggml's quant_weights; the mean squared activations of an importance matrix). Types that have
             no use for it ignore it, as ggml does.

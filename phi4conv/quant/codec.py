@@ -77,7 +77,8 @@ class QuantCodec:
         """Encode weights (…, width) of float32 as uint8 (…, row bytes), by this codec's own path.
 
         Args:
-            weights: Finite float32.
+            weights: Finite float32. What no block can hold (beyond `largest`, or less when the block's other weights
+                are unlike) becomes what ggml makes of it, infinite or zero; `broken_block` finds the infinite ones.
             importance: How much each column matters: float32 (width,), finite, none negative, not all zero
                 (ggml's quant_weights; the mean squared activations of an importance matrix). Types that have
                 no use for it ignore it, as ggml does.
@@ -88,7 +89,9 @@ class QuantCodec:
         """
         if weights.dtype != np.float32:
             raise ValueError(f"expected float32 weights, not {weights.dtype}")
-        width = weights.shape[-1] if weights.ndim else 0
+        if not weights.ndim:
+            raise ValueError("expected rows of weights, not a single number")
+        width = weights.shape[-1]
         row_bytes = self.row_bytes(width)
         if importance is not None:
             importance = checked_importance(importance, width)
@@ -106,7 +109,9 @@ class QuantCodec:
         """
         if data.dtype != np.uint8:
             raise ValueError(f"expected uint8 data, not {data.dtype}")
-        size = data.shape[-1] if data.ndim else 0
+        if not data.ndim:
+            raise ValueError("expected rows of bytes, not a single one")
+        size = data.shape[-1]
         blocks, rest = divmod(size, self.block_bytes)
         if rest:
             raise ValueError(f"{self.name} rows are a multiple of {self.block_bytes} bytes, not {size}")

@@ -82,6 +82,18 @@ def file_type_name(text: str) -> str:
     return OTHER_SPELLINGS.get(text.upper(), text.upper())
 
 
+def file_type_named(text: str) -> FileType:
+    """The file type of that name, in any spelling.
+
+    Raises:
+        ValueError: There is none.
+    """
+    name = file_type_name(text)
+    if name not in FILE_TYPES:
+        raise ValueError(f"no file type is called {text!r}; known are {', '.join(FILE_TYPES)}")
+    return FILE_TYPES[name]
+
+
 def file_type_in_name(file_name: str) -> str | None:
     """The type that a file's name announces, the last if there are several; None when it announces none.
 

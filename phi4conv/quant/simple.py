@@ -22,6 +22,11 @@ F16_OVERFLOW = 65520.0
 BF16_OVERFLOW = float.fromhex("0x1.ffp127")
 
 
+def below(limit: float) -> float:
+    """The largest float32 under a limit."""
+    return float(np.nextafter(np.float32(limit), np.float32(0)))
+
+
 def encode_f32(rows: Floats, _importance: Floats | None = None) -> Bytes:
     """float32 (rows, width) -> uint8 (rows, 4 * width)."""
     return rows.astype("<f4", copy=False).view(np.uint8)
@@ -105,8 +110,8 @@ def decode_q8_0(data: Bytes) -> Floats:
 
 
 F32 = QuantCodec(GGMLQuantizationType.F32, encode_f32, decode_f32)
-F16 = QuantCodec(GGMLQuantizationType.F16, encode_f16, decode_f16, np.nextafter(F16_OVERFLOW, 0))
-BF16 = QuantCodec(GGMLQuantizationType.BF16, encode_bf16, decode_bf16, np.nextafter(BF16_OVERFLOW, 0))
+F16 = QuantCodec(GGMLQuantizationType.F16, encode_f16, decode_f16, below(F16_OVERFLOW))
+BF16 = QuantCodec(GGMLQuantizationType.BF16, encode_bf16, decode_bf16, below(BF16_OVERFLOW))
 Q8_0 = QuantCodec(
-    GGMLQuantizationType.Q8_0, encode_q8_0, decode_q8_0, np.nextafter(127 * F16_OVERFLOW, 0), scale_offsets=(0,)
+    GGMLQuantizationType.Q8_0, encode_q8_0, decode_q8_0, below(127 * F16_OVERFLOW), scale_offsets=(0,)
 )

@@ -45,6 +45,15 @@ def test_a_type_must_be_chosen(tmp_path: Path, source: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_wrong_option_is_a_json_document_too(tmp_path: Path, source: Path) -> None:
+    for arguments in (["--type", "Q9"], ["--tensor-type", "ffn"], ["--imatrix", "none.dat", "--type", "Q2_K"], []):
+        finished = phi4conv("quantize", source, tmp_path / "out.gguf", *arguments, "--json")
+        assert finished.returncode == 2
+        document = json.loads(finished.stdout)
+        assert document["schema"] == "phi4conv.error/1"
+        assert len(document["error"]["problems"]) == 1
+
+
 def test_json_is_one_document_and_nothing_else(tmp_path: Path, source: Path, imatrix: Path) -> None:
     finished = phi4conv("quantize", source, tmp_path / "tiny-Q4_K_M.gguf", "--imatrix", imatrix, "--json")
     document = json.loads(finished.stdout)

@@ -13,14 +13,15 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,12 @@ CACHE = REPOSITORY / ".venv" / f"llama-quantize-{VERSION}"
 FETCH_SECONDS = 300
 QUANTIZE_SECONDS = 300
 
+# Set where the tests must not pass unseen because the engine is missing, as in CI.
+REQUIRED = "PHI4CONV_REQUIRE_LLAMA_QUANTIZE"
+
+# What llama_model_quantize says of one tensor: its name, its type and, where that changes, the new one.
+TENSOR_LINE = re.compile(r"\] (\S+) +- \[[^\]]*\], type = +(\w+), size = [^\n(]*(?:\((\w+)\))?\n")
+
 
 class UnavailableError(Exception):
     """llama_model_quantize is not here and cannot be had; the message says why."""
@@ -53,68 +60,98 @@ class QuantizeError(Exception):
 
 
 @dataclass(frozen=True)
+class Settings:
+    """llama-quantize's options.
+
+    Attributes:
+        file_type: Which mix.
+        pure: No mix.
+        token_embedding: --token-embedding-type.
+        output: --output-tensor-type.
+        patterns: --tensor-type: a regular expression over tensor names and the type of those that it finds.
+        allow_requantize: Take weights that are quantized already.
+        importance: By tensor name, float32 (width,), as llama-quantize hands it on from an importance matrix.
+        metadata: Pairs to add; whole numbers become UINT32.
+        threads: How many to quantize with.
+    """
+
+    file_type: LlamaFileType
+    pure: bool = False
+    token_embedding: GGMLQuantizationType | None = None
+    output: GGMLQuantizationType | None = None
+    patterns: Mapping[str, GGMLQuantizationType] = field(default_factory=dict)
+    allow_requantize: bool = False
+    importance: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    metadata: Mapping[str, int | str] = field(default_factory=dict)
+    threads: int = 1
+
+    def parameters(self) -> dict[str, int]:
+        """The fields of llama_model_quantize_params that are plain values and not left as they are by default."""
+        types = {"token_embedding_type": self.token_embedding, "output_tensor_type": self.output}
+        return {
+            "ftype": int(self.file_type),
+            "nthread": self.threads,
+            "pure": self.pure,
+            "allow_requantize": self.allow_requantize,
+            **{name: int(qtype) for name, qtype in types.items() if qtype is not None},
+        }
+
+
+@dataclass(frozen=True)
 class LlamaQuantize:
     """llama_model_quantize of the libraries in a folder."""
 
     folder: Path
 
-    def quantize(
-        self,
-        source: Path,
-        target: Path,
-        file_type: LlamaFileType,
-        *,
-        pure: bool = False,
-        token_embedding: GGMLQuantizationType | None = None,
-        output: GGMLQuantizationType | None = None,
-        allow_requantize: bool = False,
-        importance: Mapping[str, npt.NDArray[np.float32]] | None = None,
-        metadata: Mapping[str, int | str] | None = None,
-        threads: int = 1,
-    ) -> None:
-        """Write the GGUF source again as target.
-
-        Args:
-            source: A model that llama.cpp can load.
-            target: The file to make; one that exists is replaced.
-            file_type: Which mix.
-            pure: No mix.
-            token_embedding: llama-quantize's --token-embedding-type.
-            output: llama-quantize's --output-tensor-type.
-            allow_requantize: Take weights that are quantized already.
-            importance: By tensor name, float32 (width,), as llama-quantize hands it on from an importance matrix.
-            metadata: Pairs to add; whole numbers become UINT32.
-            threads: How many to quantize with.
+    def quantize(self, source: Path, target: Path, settings: Settings) -> None:
+        """Write the GGUF source, a model that llama.cpp can load, again as target; one that exists is replaced.
 
         Raises:
             QuantizeError: llama.cpp did not write the file.
         """
-        parameters = {
-            "ftype": int(file_type),
-            "nthread": threads,
-            "pure": pure,
-            "allow_requantize": allow_requantize,
-        }
-        if token_embedding is not None:
-            parameters["token_embedding_type"] = int(token_embedding)
-        if output is not None:
-            parameters["output_tensor_type"] = int(output)
         with tempfile.TemporaryDirectory() as work:
             arrays = Path(work) / "importance.npz"
-            if importance:
-                np.savez(arrays, allow_pickle=False, **importance)
-            request = {
-                "source": str(source),
-                "target": str(target),
-                "parameters": parameters,
-                "importance": str(arrays) if importance else None,
-                "metadata": dict(metadata or {}),
-            }
-            self._run(request)
+            if settings.importance:
+                np.savez(arrays, allow_pickle=False, **settings.importance)
+            self._run(source, self.command(source, target, settings, arrays if settings.importance else None))
 
-    def _run(self, request: Mapping[str, object]) -> None:
+    def types(self, source: Path, settings: Settings) -> dict[str, GGMLQuantizationType]:
+        """The type that each tensor of source would have: a dry run, which reads no weights.
+
+        Raises:
+            QuantizeError: llama.cpp refused.
+        """
+        log = self._run(source, self.command(source, None, settings))
+        found = {name: GGMLQuantizationType[(new or old).upper()] for name, old, new in TENSOR_LINE.findall(log)}
+        if not found:
+            raise QuantizeError(f"llama_model_quantize lists no tensor of {source}:\n{log}")
+        return found
+
+    def command(
+        self, source: Path, target: Path | None, settings: Settings, importance: Path | None = None
+    ) -> list[str]:
+        """Program and arguments that do it: a process whose time and memory are llama.cpp's own.
+
+        Args:
+            source: The model.
+            target: What to write; None for a dry run.
+            settings: All of them are used but the importance.
+            importance: That, as a .npz file.
+        """
+        request = {
+            "source": str(source),
+            "target": str(target or ""),
+            "parameters": {**settings.parameters(), "dry_run": target is None},
+            "patterns": dict(settings.patterns),
+            "importance": importance and str(importance),
+            "metadata": dict(settings.metadata),
+        }
+        return [sys.executable, str(CHILD), str(self.folder / LIBRARIES[-1]), json.dumps(request)]
+
+    @staticmethod
+    def _run(source: Path, command: Sequence[str]) -> str:
         finished = subprocess.run(
-            [sys.executable, str(CHILD), str(self.folder / LIBRARIES[-1]), json.dumps(request)],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -129,7 +166,20 @@ class LlamaQuantize:
             code = finished.returncode
             ending = f"exit code {code}" if code > 0 else signal.Signals(-code).name
             last_words = "\n".join(finished.stdout.splitlines()[-10:])
-            raise QuantizeError(f"llama_model_quantize ended with {ending} on {request['source']}:\n{last_words}")
+            raise QuantizeError(f"llama_model_quantize ended with {ending} on {source}:\n{last_words}")
+        return finished.stdout
+
+
+def engine_or_skip() -> LlamaQuantize:
+    """What available() gives, for a test: skipped with the reason where there is none, or failed if so demanded."""
+    import pytest  # noqa: PLC0415  # benchmarks and scripts use this module, too
+
+    try:
+        return available()
+    except UnavailableError as reason:
+        if os.environ.get(REQUIRED):
+            pytest.fail(f"{reason} ({REQUIRED} is set)")
+        pytest.skip(str(reason))
 
 
 def available() -> LlamaQuantize:

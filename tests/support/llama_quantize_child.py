@@ -3,9 +3,10 @@
     python llama_quantize_child.py LIBRARY REQUEST
 
 LIBRARY is libllama, its other libraries beside it. REQUEST is a JSON object: `source` and `target`, fields of
-llama_model_quantize_params under `parameters`, `importance` (a .npz file of float32 arrays by tensor name, or
-null) and `metadata` (what to put into the file, whole numbers and texts by key). Exits with 0 when the target
-is written.
+llama_model_quantize_params under `parameters`, `patterns` (numbers of types by regular expression over tensor names),
+`importance` (a .npz file of float32 arrays by tensor name, or null) and `metadata` (what to put into the file, whole
+numbers and texts by key). Exits with 0 when the target is written. Imports numpy for importance alone, so that a
+benchmark that runs this measures llama.cpp.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import os
 import sys
 from collections.abc import Mapping
 from ctypes import POINTER, c_bool, c_char, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint8, c_void_p
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 # enum llama_model_kv_override_type, llama.h
 INTEGER, TEXT = 0, 3
@@ -44,6 +46,12 @@ class MetadataOverride(ctypes.Structure):
     _fields_ = (("tag", c_int), ("key", c_char * 128), ("value", MetadataValue))
 
 
+class PatternOverride(ctypes.Structure):
+    """`struct llama_model_tensor_override`; a list of them ends with a null pattern."""
+
+    _fields_ = (("pattern", c_char_p), ("type", c_int))
+
+
 class Parameters(ctypes.Structure):
     """`struct llama_model_quantize_params`, with room to spare at its end, where it grows."""
 
@@ -60,7 +68,7 @@ class Parameters(ctypes.Structure):
         ("dry_run", c_bool),
         ("imatrix", POINTER(ImportanceEntry)),
         ("kv_overrides", POINTER(MetadataOverride)),
-        ("tt_overrides", c_void_p),
+        ("tt_overrides", POINTER(PatternOverride)),
         ("prune_layers", c_void_p),
         ("max_buf_size", c_size_t),
         ("room", c_uint8 * 256),
@@ -106,6 +114,14 @@ def open_library(path: str) -> ctypes.CDLL:
     return library
 
 
+def read_importance(path: str) -> dict[str, npt.NDArray[np.float32]]:
+    """The arrays of a .npz file."""
+    import numpy as np  # noqa: PLC0415  # see above
+
+    with np.load(path) as file:
+        return {name: np.ascontiguousarray(file[name], np.float32) for name in file.files}
+
+
 def importance_entries(arrays: Mapping[str, npt.NDArray[np.float32]]) -> ctypes.Array[ImportanceEntry]:
     """The arrays as llama.cpp takes them; they must live as long."""
     entries = (ImportanceEntry * (len(arrays) + 1))()
@@ -127,6 +143,14 @@ def metadata_overrides(pairs: Mapping[str, int | str]) -> ctypes.Array[MetadataO
     return overrides
 
 
+def pattern_overrides(types: Mapping[str, int]) -> ctypes.Array[PatternOverride]:
+    """The patterns as llama.cpp takes them."""
+    overrides = (PatternOverride * (len(types) + 1))()
+    for override, (pattern, number) in zip(overrides, types.items(), strict=False):
+        override.pattern, override.type = pattern.encode(), number
+    return overrides
+
+
 def main(library_path: str, request_text: str) -> int:
     """Quantize; returns the exit code."""
     library = open_library(library_path)
@@ -136,13 +160,13 @@ def main(library_path: str, request_text: str) -> int:
         if not hasattr(Parameters, name):
             sys.exit(f"llama_model_quantize_params has no {name}")
         setattr(parameters, name, value)
-    arrays: dict[str, npt.NDArray[np.float32]] = {}
-    if request["importance"]:
-        with np.load(request["importance"]) as file:
-            arrays = {name: np.ascontiguousarray(file[name], np.float32) for name in file.files}
+    arrays = read_importance(request["importance"]) if request["importance"] else {}
+    if arrays:
         parameters.imatrix = importance_entries(arrays)
     if request["metadata"]:
         parameters.kv_overrides = metadata_overrides(request["metadata"])
+    if request["patterns"]:
+        parameters.tt_overrides = pattern_overrides(request["patterns"])
     source, target = (os.fsencode(request[name]) for name in ("source", "target"))
     return 1 if library.llama_model_quantize(source, target, ctypes.byref(parameters)) else 0
 

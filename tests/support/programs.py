@@ -5,13 +5,25 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from phi4conv.quant import CODECS, fast
+
+
+@cache
+def compiled() -> None:
+    """Have the machine code of every codec kept, so that no command compiles, and says so, at a moment of its own."""
+    for codec in CODECS.values():
+        fast.encoder(codec)
+        fast.decoder(codec)
+
 
 def phi4conv(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, whatever its exit code; options are subprocess.run's."""
+    compiled()
     command = [sys.executable, "-m", "phi4conv", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 

@@ -1,7 +1,7 @@
 """ggml's own encoders and decoders, called in this process on numpy arrays: the side that all others are held against.
 
-The library is the one inside xllamacpp, or libggml-base in a folder of shared objects such as bins/linux-x64 of the npm
-package @node-llama-cpp/linux-x64. Calls run in the calling thread alone and release the GIL.
+The library is libggml-base of the release that llama_quantize fetches, the build that fixtures/golden is made by.
+Calls run in the calling thread alone and release the GIL.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
+from llama_quantize import PACKAGE, VERSION, UnavailableError, available
 
 from phi4conv.arrays import Bytes, Floats
 from phi4conv.quant import QuantCodec
@@ -33,18 +34,15 @@ class Ggml:
     """The library.
 
     Raises:
-        EngineError: xllamacpp is not installed.
-        FileNotFoundError: The folder holds no libggml-base.
+        FileNotFoundError: The folder holds none.
+        EngineError: No folder is named, the release cannot be had, and xllamacpp is not installed.
         OSError: The library cannot be loaded.
         AttributeError: It lacks a function.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Load libggml-base from the folder, or what is inside xllamacpp."""
-        if folder is None:
-            path, self.source = find_library(), f"xllamacpp {version('xllamacpp')}"
-        else:
-            path, self.source = split_library(folder, "libggml-base"), str(folder)
+        """Load libggml-base from the folder, or from the release, or else what is inside xllamacpp."""
+        path, self.source = (in_folder(folder), str(folder)) if folder else release_or_xllamacpp()
         self._library = ctypes.CDLL(str(path))
         for name, (result, *arguments) in FUNCTIONS.items():
             function = getattr(self._library, name)
@@ -55,19 +53,9 @@ class Ggml:
 
     @property
     def version(self) -> str:
-        """Its release, such as "0.25.3"."""
+        """Its release, such as "0.25.1"."""
         release: str = self._library.ggml_version().decode()
         return release
-
-    @property
-    def clamps_before_rounding(self) -> bool:
-        """Whether make_qkx3_quants limits codes before it rounds them, as ggml 0.26 does.
-
-        Until 0.25, to which phi4conv's bytes are equal, it rounds first, by a trick that wraps beyond 2 ** 22.
-        Codes get there when importance is zero for the only weights that differ.
-        """
-        major, minor = map(int, self.version.split(".")[:2])
-        return (major, minor) >= (0, 26)
 
     def encode(self, codec: QuantCodec, weights: Floats, importance: Floats | None = None) -> Bytes:
         """float32 (rows, width), contiguous, to uint8 (rows, row bytes) by ggml_quantize_chunk."""
@@ -94,13 +82,17 @@ class Ggml:
         return decoder
 
 
-def split_library(folder: Path, name: str) -> Path:
-    """A shared object in a folder by the beginning of its name, such as "libggml-base".
-
-    Raises:
-        FileNotFoundError: The folder has none.
-    """
-    found = sorted(path for path in folder.glob(f"{name}.*") if {".so", ".dylib"} & set(path.suffixes))
+def in_folder(folder: Path) -> Path:
+    """libggml-base, however it is numbered."""
+    found = sorted(path for path in folder.glob("libggml-base.*") if {".so", ".dylib"} & set(path.suffixes))
     if not found:
-        raise FileNotFoundError(f"no {name}.so in {folder}; expected bins/linux-x64 of @node-llama-cpp/linux-x64")
+        raise FileNotFoundError(f"no libggml-base in {folder}; expected llama.cpp's shared libraries")
     return found[0]
+
+
+def release_or_xllamacpp() -> tuple[Path, str]:
+    """The library to use when none is named, and in words where it comes from."""
+    try:
+        return in_folder(available().folder), f"{PACKAGE} {VERSION}"
+    except UnavailableError:
+        return find_library(), f"xllamacpp {version('xllamacpp')}"
