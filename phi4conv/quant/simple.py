@@ -71,42 +71,56 @@ def decode_bf16(data: Bytes) -> Floats:
     return widened.view(np.float32)
 
 
+# Blocks of Q8_0 worked on at a time, 256 kB: a core's second-level cache holds them, and memory is asked for once.
+TILE = 2048
+
+
 def encode_q8_0(rows: Floats, _importance: Floats | None = None) -> Bytes:
     """float32 (rows, width) -> uint8 (rows, width / 32 * 34)."""
-    blocks = rows.reshape(-1, 32)  # (blocks, 32)
-    d = np.abs(blocks).max(axis=1, keepdims=True)  # (blocks, 1)
+    blocks = rows.reshape(-1, 32)
+    out = np.empty((len(blocks), 34), np.uint8)
+    scratch = np.empty((2, min(TILE, len(blocks)), 32), np.float32)
+    for start in range(0, len(blocks), TILE):
+        tile = blocks[start : start + TILE]
+        encode_q8_0_tile(tile, scratch[:, : len(tile)], out[start : start + TILE])
+    return out.reshape(len(rows), rows.shape[1] // 32 * 34)
+
+
+def encode_q8_0_tile(blocks: Floats, scratch: Floats, out: Bytes) -> None:
+    """float32 (blocks, 32) into uint8 (blocks, 34); scratch is float32 (2, blocks, 32)."""
+    values, whole = scratch
+    d = np.abs(blocks, out=values).max(axis=1, keepdims=True)  # (blocks, 1)
     d /= np.float32(127)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         # Codes come from the unrounded d; below 3.7e-37 its inverse overflows, as it does in ggml.
         inverse = np.where(d == 0, np.float32(0), np.float32(1) / d)
-        codes = round_half_away(blocks * inverse)
-        out = np.empty((len(blocks), 34), np.uint8)
+        round_half_away(np.multiply(blocks, inverse, out=values), whole)
         out[:, :2] = d.astype("<f2").view(np.uint8)
-        out[:, 2:] = codes.astype(np.int8).view(np.uint8)
-    return out.reshape(len(rows), -1)
+        out[:, 2:] = whole.astype(np.int8).view(np.uint8)
 
 
-def round_half_away(values: Floats) -> Floats:
-    """C's roundf, in place: to nearest, halves away from zero.
+def round_half_away(values: Floats, whole: Floats) -> None:
+    """C's roundf of values into whole: to nearest, halves away from zero. values is used up.
 
     Adding 0.5 first would round 0.49999997 up; the fraction left by trunc is exact.
     """
-    whole = np.trunc(values)
+    np.trunc(values, out=whole)
     values -= whole
     values *= 2
     np.trunc(values, out=values)
     whole += values
-    return whole
 
 
 def decode_q8_0(data: Bytes) -> Floats:
     """uint8 (rows, width / 32 * 34) -> float32 (rows, width)."""
     blocks = data.reshape(-1, 34)
-    d = blocks[:, :2].copy().view("<f2").astype(np.float32)  # (blocks, 1)
-    weights = blocks[:, 2:].view(np.int8).astype(np.float32)  # (blocks, 32)
-    with np.errstate(invalid="ignore"):  # a block with an infinite scale decodes to infinities and NaN, as in ggml
-        weights *= d
-    return weights.reshape(len(data), -1)
+    weights = np.empty((len(blocks), 32), np.float32)
+    for start in range(0, len(blocks), TILE):
+        tile = blocks[start : start + TILE]
+        d = tile[:, :2].copy().view("<f2").astype(np.float32)  # (blocks, 1)
+        with np.errstate(invalid="ignore"):  # with an infinite scale weights are infinities and NaN, as in ggml
+            np.multiply(tile[:, 2:].view(np.int8), d, out=weights[start : start + TILE], dtype=np.float32)
+    return weights.reshape(len(data), data.shape[1] // 34 * 32)
 
 
 F32 = QuantCodec(GGMLQuantizationType.F32, encode_f32, decode_f32)
