@@ -1,4 +1,4 @@
-"""Converts a full-width model to BF16 and Q8_0 and proves both in real llama.cpp.
+"""Converts a full-width model to BF16, Q8_0 and Q4_K_M and proves all three in real llama.cpp.
 
     python benchmarks/full_width.py MODEL_DIR
 
@@ -66,5 +66,5 @@ if __name__ == "__main__":
     parser.add_argument("model", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.model.parent) as folder:
-        good = [prove(arguments.model, Path(folder) / f"phi-4-{name}.gguf") for name in ("BF16", "Q8_0")]
+        good = [prove(arguments.model, Path(folder) / f"phi-4-{name}.gguf") for name in ("BF16", "Q8_0", "Q4_K_M")]
     sys.exit(0 if all(good) else 1)

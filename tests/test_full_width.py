@@ -29,7 +29,7 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file_type", ["BF16", "Q8_0"])
+@pytest.mark.parametrize("file_type", ["BF16", "Q8_0", "Q4_K_M"])
 def test_full_width_tensors_are_ggmls_and_memory_is_bounded(tmp_path: Path, wide_model: Path, file_type: str) -> None:
     out = tmp_path / f"wide-{file_type}.gguf"
     result = json.loads(phi4conv("convert", wide_model, out, "--json").stdout)
