@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,13 @@ Array = TypeVar("Array", bound=npt.NDArray[Any])
 
 F16_EXPONENT = 0x7C00  # all ones: infinity or NaN
 F16_LARGEST = 65504.0
+
+
+class EncodeRows(Protocol):
+    """How a type encodes; see QuantCodec.encode_rows."""
+
+    def __call__(self, rows: Floats, importance: Floats | None = None, /) -> Bytes:
+        """float32 (rows, width), and float32 (width,) or None, to uint8 (rows, row bytes)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class QuantCodec:
     """
 
     qtype: GGMLQuantizationType
-    encode_rows: Callable[[Floats, Floats | None], Bytes]
+    encode_rows: EncodeRows
     decode_rows: Callable[[Bytes], Floats]
     largest: float = float(np.finfo(np.float32).max)
     scale_offsets: tuple[int, ...] = ()

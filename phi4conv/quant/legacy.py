@@ -22,7 +22,7 @@ from phi4conv.arrays import Bytes, Floats
 from phi4conv.quant.codec import QuantCodec
 
 
-def encode_rows(rows: Floats, _importance: Floats | None, *, qtype: GGMLQuantizationType) -> Bytes:
+def encode_rows(rows: Floats, _importance: Floats | None = None, *, qtype: GGMLQuantizationType) -> Bytes:
     """float32 (rows, width) -> uint8 (rows, row bytes)."""
     with np.errstate(all="ignore"):  # denormal or huge weights overflow on the way, as in ggml
         data: Bytes = quants.quantize(rows, qtype)

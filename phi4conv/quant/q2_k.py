@@ -45,7 +45,7 @@ LARGEST_SCALE = 15
 STEPS = Steps(first=-0.5, spacing=0.1, count=16)
 
 
-def encode_q2_k(rows: Floats, importance: Floats | None) -> Bytes:
+def encode_q2_k(rows: Floats, importance: Floats | None = None) -> Bytes:
     """float32 (rows, width) -> uint8 (rows, width / 256 * 84). importance: float32 (width,)."""
     return encode_in_tiles(rows, importance, BLOCK_BYTES, encode_tile)
 

@@ -46,7 +46,7 @@ HALF = 4  # codes on either side of zero
 SCALE_HALF = 32
 
 
-def encode_q3_k(rows: Floats, importance: Floats | None) -> Bytes:
+def encode_q3_k(rows: Floats, importance: Floats | None = None) -> Bytes:
     """float32 (rows, width) -> uint8 (rows, width / 256 * 110). importance: float32 (width,)."""
     return encode_in_tiles(rows, importance, BLOCK_BYTES, encode_tile)
 

@@ -27,7 +27,7 @@ LARGEST = 15
 STEPS = Steps(first=-1.0, spacing=0.1, count=21)
 
 
-def encode_q4_k(rows: Floats, importance: Floats | None) -> Bytes:
+def encode_q4_k(rows: Floats, importance: Floats | None = None) -> Bytes:
     """float32 (rows, width) -> uint8 (rows, width / 256 * 144). importance: float32 (width,)."""
     return encode_in_tiles(rows, importance, BLOCK_BYTES, encode_tile)
 

@@ -39,7 +39,7 @@ GROUP = 16
 HALF = 32  # codes on either side of zero
 
 
-def encode_q6_k(rows: Floats, importance: Floats | None) -> Bytes:
+def encode_q6_k(rows: Floats, importance: Floats | None = None) -> Bytes:
     """float32 (rows, width) -> uint8 (rows, width / 256 * 210). importance: float32 (width,)."""
     return encode_in_tiles(rows, importance, BLOCK_BYTES, encode_tile)
 

@@ -28,7 +28,7 @@ chosen: dict[tuple[str, str], QuantCodec] = {}
 reasons: dict[str, str] = {}
 
 
-def encoder(codec: QuantCodec, announce: Announce = logger.info) -> QuantCodec:
+def encoder(codec: QuantCodec, announce: Announce = logger.warning) -> QuantCodec:
     """The codec to encode with: compiled where that works, else the codec itself.
 
     Args:
@@ -38,7 +38,7 @@ def encoder(codec: QuantCodec, announce: Announce = logger.info) -> QuantCodec:
     return choose(codec, "encode", encodes_alike, announce)
 
 
-def decoder(codec: QuantCodec, announce: Announce = logger.info) -> QuantCodec:
+def decoder(codec: QuantCodec, announce: Announce = logger.warning) -> QuantCodec:
     """The codec to decode with; see encoder."""
     return choose(codec, "decode", decodes_alike, announce)
 

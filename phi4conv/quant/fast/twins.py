@@ -51,7 +51,7 @@ def forget_machine_code(codec: QuantCodec) -> None:
 
 
 def encode_rows(
-    codec: QuantCodec, kernel: Any, constants: tuple[int, ...], rows: Floats, importance: Floats | None
+    codec: QuantCodec, kernel: Any, constants: tuple[int, ...], rows: Floats, importance: Floats | None = None
 ) -> Bytes:
     """See QuantCodec.encode_rows."""
     out = np.empty((len(rows), codec.row_bytes(rows.shape[-1])), np.uint8)

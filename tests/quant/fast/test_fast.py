@@ -114,7 +114,7 @@ def test_a_compiled_codec_with_other_bytes_is_not_used(monkeypatch: pytest.Monke
     from phi4conv.quant.fast import twins  # noqa: PLC0415  # loads numba
 
     def wrong_twin(codec: QuantCodec) -> QuantCodec:
-        return replace(codec, encode_rows=lambda rows, importance: ~codec.encode_rows(rows, importance), path="numba")
+        return replace(codec, encode_rows=lambda rows, importance=None: ~codec.encode_rows(rows, importance), path="numba")
 
     monkeypatch.setattr(twins, "compiled_twin", wrong_twin)
     assert fast.encoder(Q4_K) is Q4_K
