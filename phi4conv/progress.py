@@ -14,7 +14,7 @@ LINE_INTERVAL = 5.0  # seconds between two plain lines
 
 
 class Progress(Protocol):
-    """Told of work as it is done. All calls come from one thread."""
+    """Told of work as it is done. No two calls come at once."""
 
     def note(self, message: str) -> None:
         """Something takes a while before work begins."""

@@ -21,7 +21,7 @@ from phi4conv.arrays import Bytes, Floats, Ints
 SUPERBLOCK = 256  # weights; QK_K in ggml-common.h
 
 # Superblocks worked on at a time: few enough for a core's second-level cache, enough to outweigh numpy's calls.
-TILE = 1024
+TILE = 512
 
 # 1.5 * 2^23: adding it to a small float32 leaves the nearest integer in the low bits of the sum.
 ROUNDING_SHIFT = np.float32(12582912.0)

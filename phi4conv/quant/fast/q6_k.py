@@ -20,8 +20,8 @@ from phi4conv.quant.fast.superblocks import (
 )
 from phi4conv.quant.fast.vector import (
     LANES,
+    F32x16,
     I32x16,
-    absolute,
     load,
     load_bytes,
     select,
@@ -51,7 +51,7 @@ def encode(rows: Floats, importance: Floats, out: Bytes) -> None:
     batch = new_batch()
     scales, inverses = np.empty(GROUPS * LANES, np.float32), np.empty(GROUPS * LANES, np.float32)
     scale_codes, halves = np.empty(GROUPS * LANES, np.int32), np.empty(LANES, np.int32)
-    d = np.empty(LANES, np.float32)
+    d, extremes = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     blocks = rows.size // SUPERBLOCK
     for first in range(0, blocks, LANES):
         count = min(LANES, blocks - first)
@@ -66,10 +66,11 @@ def encode(rows: Floats, importance: Floats, out: Bytes) -> None:
             )
             store(scales, group * LANES, scale)
             store(inverses, group * LANES, inverse)
-        quantize_scales(scales, scale_codes, halves, d)
+        store(extremes, 0, extreme_value(scales, GROUPS))
+        quantize_scales(scales, load(extremes, 0), scale_codes, halves, d)
         for lane in range(count):
             at = (first + lane) * BLOCK_BYTES
-            if scale_codes[lane] == EMPTY:
+            if abs(extremes[lane]) < EPSILON:  # no scale is worth a code
                 out[at : at + BLOCK_BYTES] = 0
             else:
                 for group in range(GROUPS):
@@ -78,19 +79,13 @@ def encode(rows: Floats, importance: Floats, out: Bytes) -> None:
                 pack_codes(rows, (first + lane) * SUPERBLOCK, inverses, scale_codes, lane, d[lane], out, at)
 
 
-# In place of a superblock's first scale code: no scale of it is worth a code.
-EMPTY = 1000
-
-
 @helper
-def quantize_scales(scales: Floats, codes: Ints, halves: Ints, readings: Floats) -> None:
-    """The sixteen scales as int8 codes of the largest one, which gets -128."""
-    extreme = extreme_value(scales, GROUPS)
+def quantize_scales(scales: Floats, extreme: F32x16, codes: Ints, halves: Ints, readings: Floats) -> None:
+    """The sixteen scales as int8 codes of the one of largest magnitude, which gets -128."""
     inverse = splat(np.float32(-128)) / extreme
     for group in range(GROUPS):
         code = nearest_int(inverse * load(scales, group * LANES))
         store(codes, group * LANES, select(code > 127, 127, code))
-    store(codes, 0, select(absolute(extreme) < EPSILON, EMPTY, load(codes, 0)))
     store_scale(ONE / inverse, halves, readings)
 
 
