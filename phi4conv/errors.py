@@ -56,6 +56,12 @@ class ConversionError(Phi4ConvError):
     """Weights or options from which no correct file can be made."""
 
 
+class RepairError(Phi4ConvError):
+    """A file that was examined, and that new metadata cannot mend."""
+
+    exit_code = 1
+
+
 class OutputError(Phi4ConvError):
     """A target that cannot be written."""
 

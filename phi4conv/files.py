@@ -159,26 +159,36 @@ class AtomicFile:
     them the name in one step; leaving the context without it removes the temporary file and leaves
     whatever was under the name before. An OSError inside the context becomes an OutputError.
 
+    In place, the target is a file that is there, and the new one takes its mode and, where that is allowed, its
+    owner and group. A symbolic link stays and what it leads to is replaced: whoever links to the old file means the
+    new one. Another hard link keeps the old bytes, and so does a process that has the file open. It is no longer one
+    of the inputs, which the target must not be.
+
     Attributes:
-        target: The final name.
+        target: The final name; in place, with every link followed.
         path: The temporary file.
         writer: Writes to the temporary file, from this process or another.
 
     Raises:
-        OutputError: The target cannot be written; see check_target.
+        OutputError: The target cannot be written; see check_target and replaced_file.
     """
 
-    def __init__(self, target: Path, size: int, *, force: bool = False, inputs: Iterable[Path] = ()) -> None:
-        check_target(target, size, force=force, inputs=inputs)
-        self.target = target
-        self.force = force
+    def __init__(
+        self, target: Path, size: int, *, force: bool = False, inputs: Iterable[Path] = (), in_place: bool = False
+    ) -> None:
+        self.replaced = replaced_file(target) if in_place else None
+        self.target = target = Path(os.path.realpath(target)) if in_place else target
+        self.force = force or in_place
+        check_target(target, size, force=self.force, inputs=inputs)
         # Not hidden: a process that is killed outright leaves it behind, and its owner should see it.
         self.path = target.with_name(f"{partial_stem(target)}.{secrets.token_hex(4)}.partial")
         self.writer = PositionedWriter(self.path)
 
     def __enter__(self) -> Self:
+        # In place, nobody but the owner sees the bytes before the file has the old one's permissions.
+        mode = 0o666 if self.replaced is None else 0o600
         with reported(self.target):
-            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -193,9 +203,26 @@ class AtomicFile:
         os.fsync(self.writer.descriptor)
 
     def commit(self) -> None:
-        """Give the file its name. Without force, a file that appeared under the name meanwhile is kept."""
+        """Give the file its name.
+
+        Without force, a file that appeared under the name meanwhile is kept, and in place one that changed meanwhile.
+
+        Raises:
+            OutputError: There is such a file.
+            OSError: The system refuses; leaving the context makes an OutputError of it.
+        """
+        if self.replaced is not None:
+            take_permissions(self.path, self.replaced)
         self.flush()
         self.writer.close()
+        if self.replaced is not None and identity(self.target.stat()) != identity(self.replaced):
+            raise OutputError(
+                Problem(
+                    "the file changed while its replacement was made",
+                    where=str(self.target),
+                    next_step="it is left as it is; run the command again",
+                )
+            )
         if self.force:
             self.path.replace(self.target)
         else:
@@ -242,6 +269,48 @@ def check_target(target: Path, size: int, *, force: bool, inputs: Iterable[Path]
                 next_step="; ".join((*leftover_warnings(target), advice)),
             )
         )
+
+
+def replaced_file(target: Path) -> os.stat_result:
+    """What is known of a file that is to be replaced in place, once it is sure that the folder lets us.
+
+    Raises:
+        OutputError: There is no such file, or its folder does not let it be replaced.
+    """
+    path = Path(os.path.realpath(target))
+    with reported(target):
+        status, folder = path.stat(), path.parent.stat()
+        if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise OutputError(not_replaceable(target, "its folder cannot be written to"))
+    # In a folder such as /tmp only a file's owner, the folder's and root may put another file in its place.
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
+    if folder.st_mode & stat.S_ISVTX and user not in {0, status.st_uid, folder.st_uid}:
+        raise OutputError(not_replaceable(target, "it is another user's, in a folder where only they may replace it"))
+    return status
+
+
+def not_replaceable(target: Path, reason: str) -> Problem:
+    """The refusal to replace a file in place."""
+    return Problem(
+        "the file cannot be replaced in place",
+        where=str(target),
+        found=reason,
+        next_step="name another file for the output, or change the folder's permissions",
+    )
+
+
+def take_permissions(path: Path, like: os.stat_result) -> None:
+    """Give a file another one's owner, group and mode, as far as the system allows."""
+    if hasattr(os, "chown"):
+        for owner, group in ((-1, like.st_gid), (like.st_uid, -1)):  # the group alone is often allowed
+            with contextlib.suppress(OSError):
+                os.chown(path, owner, group)
+    path.chmod(stat.S_IMODE(like.st_mode))  # after the owner: a change of owner clears some of the bits
+
+
+def identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What tells a file from another one, or from itself after a change."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def mode_of(path: Path) -> int:
@@ -313,6 +382,16 @@ def reported(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(refused(target, error)) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to read path into FormatError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FormatError(Problem("the file cannot be read", where=str(path), found=reason)) from error
 
 
 def refused(target: Path, error: OSError) -> Problem:

@@ -9,6 +9,8 @@ import pickle
 import resource
 import shutil
 import socket
+import stat
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from phi4conv.errors import FormatError, OutputError
-from phi4conv.files import AtomicFile, PositionedReader, check_target, leftover_warnings
+from phi4conv.files import AtomicFile, PositionedReader, check_target, leftover_warnings, reading
 
 
 def write(target: Path, data: bytes, *, force: bool = False) -> None:
@@ -190,6 +192,158 @@ def test_a_file_that_is_too_large_for_the_system_is_told(tmp_path: Path) -> None
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def common_folder() -> Iterator[Path]:
+    """A folder that every user may reach, which pytest's are not."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+def replace_in_place(target: Path, data: bytes = b"new") -> None:
+    with AtomicFile(target, len(data), in_place=True) as file:
+        file.writer.write_at(memoryview(data), 0)
+        file.commit()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o640, 0o444, 0o777])
+def test_a_file_replaced_in_place_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    target = tmp_path / "model.gguf"
+    target.write_bytes(b"old bytes")
+    target.chmod(mode)
+    replace_in_place(target)
+    assert target.read_bytes() == b"new"
+    assert stat.S_IMODE(target.stat().st_mode) == mode
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_nobody_else_reads_a_private_file_while_it_is_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "model.gguf"
+    target.write_bytes(b"old")
+    with AtomicFile(target, 3, in_place=True) as file:
+        assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_file_replaced_in_place_keeps_owner_and_group(tmp_path: Path) -> None:
+    target = tmp_path / "model.gguf"
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+    os.chown(target, 1234, 4321)
+    replace_in_place(target)
+    status = target.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 4321, 0o640)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a file of another user")
+def test_an_owner_that_cannot_be_kept_does_not_stop_the_replacement(common_folder: Path) -> None:
+    target = common_folder / "model.gguf"
+    target.write_bytes(b"old")
+    os.chown(common_folder, 65534, -1)
+    with ordinary_user():
+        replace_in_place(target)
+    assert target.read_bytes() == b"new"
+    assert target.stat().st_uid == 65534
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    file, other, link = tmp_path / "blobs" / "model", tmp_path / "other.gguf", tmp_path / "link.gguf"
+    file.write_bytes(b"old")
+    link.symlink_to("blobs/model")
+    other.symlink_to("link.gguf")
+    replace_in_place(other)
+    assert (link.is_symlink(), other.is_symlink(), file.is_symlink()) == (True, True, False)
+    assert (file.read_bytes(), other.read_bytes()) == (b"new", b"new")
+    assert [path.name for path in (tmp_path / "blobs").iterdir()] == ["model"]
+
+
+def test_without_commit_a_file_in_place_stays(tmp_path: Path) -> None:
+    target = tmp_path / "model.gguf"
+    target.write_bytes(b"old")
+    before = target.stat()
+    with pytest.raises(KeyboardInterrupt), AtomicFile(target, 3, in_place=True) as file:
+        file.writer.write_at(memoryview(b"new"), 0)
+        raise KeyboardInterrupt
+    assert (target.read_bytes(), target.stat().st_ino) == (b"old", before.st_ino)
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_that_changes_while_it_is_replaced_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "model.gguf"
+    target.write_bytes(b"old")
+    reason = "changed while its replacement was made"
+    with pytest.raises(OutputError, match=reason), AtomicFile(target, 3, in_place=True) as file:
+        target.write_bytes(b"theirs")
+        file.commit()
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("model.gguf", b"theirs")]
+
+
+def test_in_place_other_inputs_are_protected_still(tmp_path: Path) -> None:
+    target = tmp_path / "model.gguf"
+    target.write_bytes(b"old")
+    os.link(target, tmp_path / "other.gguf")
+    with pytest.raises(OutputError, match="one of the inputs"):
+        AtomicFile(target, 3, in_place=True, inputs=[tmp_path / "other.gguf"])
+
+
+def test_what_is_no_file_is_not_replaced_in_place(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="No such file"):
+        AtomicFile(tmp_path / "none.gguf", 3, in_place=True)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OutputError, match="symbolic links"):
+        AtomicFile(tmp_path / "loop", 3, in_place=True)
+    with pytest.raises(OutputError, match="is a folder"):
+        AtomicFile(tmp_path, 3, in_place=True)
+    with pytest.raises(OutputError, match="a device, a pipe or a socket"):
+        AtomicFile(Path(os.devnull), 3, in_place=True)
+
+
+def test_a_folder_that_lets_nothing_be_replaced_is_told_before_any_work(common_folder: Path) -> None:
+    folder = common_folder / "locked"
+    folder.mkdir()
+    (folder / "model.gguf").write_bytes(b"old")
+    folder.chmod(0o555)
+    with ordinary_user(), pytest.raises(OutputError, match=r"replaced in place(.|\n)*cannot be written to") as caught:
+        AtomicFile(folder / "model.gguf", 3, in_place=True)
+    assert "name another file" in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a file of another user")
+def test_another_users_file_in_a_shared_folder_is_told_before_any_work(common_folder: Path) -> None:
+    (common_folder / "model.gguf").write_bytes(b"old")
+    common_folder.chmod(0o1777)
+    with ordinary_user(), pytest.raises(OutputError, match="another user's"):
+        AtomicFile(common_folder / "model.gguf", 3, in_place=True)
+
+
+def test_a_disk_that_is_read_only_is_told_before_any_work(tmp_path: Path) -> None:
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    try:
+        made = subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(folder)], capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no program to mount with")
+    if made.returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        (folder / "model.gguf").write_bytes(b"old")
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        with pytest.raises(OutputError, match="cannot be written to"):
+            AtomicFile(folder / "model.gguf", 3, in_place=True)
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_refusal_to_read_is_told_with_the_file(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FormatError, match=r"the file cannot be read(.|\n)*shard(.|\n)*Is a directory"),
+        reading(tmp_path / "shard"),
+    ):
+        raise IsADirectoryError(errno.EISDIR, "Is a directory")
 
 
 def test_what_killed_runs_left_is_named(tmp_path: Path) -> None:

@@ -15,9 +15,12 @@ import click
 
 from phi4conv import __version__
 from phi4conv.cli.convert import convert
+from phi4conv.cli.diff import diff
+from phi4conv.cli.fix import fix
 from phi4conv.cli.inspect import inspect
 from phi4conv.cli.quantize import quantize
 from phi4conv.cli.streams import guard_streams
+from phi4conv.cli.verify_tokenizer import verify_tokenizer
 
 EXIT_BUG = 3
 EXIT_INTERRUPTED = 130
@@ -33,9 +36,8 @@ def cli() -> None:
     """
 
 
-cli.add_command(convert)
-cli.add_command(inspect)
-cli.add_command(quantize)
+for command in (convert, quantize, verify_tokenizer, fix, diff, inspect):
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from phi4conv.cli.support import Command, gibibytes, output_options, printable, show_json
+from phi4conv.cli.page import Page, Row, add_defects, add_section
+from phi4conv.cli.support import Command, gibibytes, output_options, show_json
 
 if TYPE_CHECKING:
-    from phi4conv.gguf_file.layout import Defect
     from phi4conv.inspect import Inspection, VocabularySummary
-
-Row = tuple[str, str]
-
-# A longer label stands out of its column: one long key must not widen hundreds of thousands of rows.
-WIDEST_LABEL = 60
 
 
 @click.command(cls=Command)
@@ -40,46 +32,6 @@ def inspect(file: Path, *, as_json: bool, quiet: bool) -> None:  # noqa: ARG001 
         show_json("inspect", "inspect", **as_document(inspection))
     else:
         show(inspection)
-
-
-class Page:
-    """Lines for people, printed at once; long ones are cut to the terminal's width, and whole where there is none."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        # Python 3.10 passes on a terminal's own word that it has no columns.
-        self.width = (shutil.get_terminal_size().columns or 80) if sys.stdout.isatty() else None
-
-    def add(self, text: str = "", *, cut: bool = False, **style: Any) -> None:
-        """Add one line, in a style of click's."""
-        line = fitted(text, self.width) if cut and self.width else printable(text)
-        self.lines.append(click.style(line, **style) if style else line)
-
-    def show(self) -> None:
-        """Print the lines on stdout."""
-        click.echo("\n".join(self.lines), color=wants_colour())
-
-
-def fitted(text: str, width: int) -> str:
-    """The text made printable and cut to so many cells of a terminal; a Chinese character takes two.
-
-    >>> fitted("01234567", 8), fitted("0123456789", 8), fitted("一二三四五", 8)
-    ('01234567', '0123456…', '一二三 …')
-    """
-    from rich.cells import cell_len, set_cell_size
-
-    # Of a text of megabytes only the beginning is worked on.
-    shown = printable(text[: 4 * width])
-    if len(text) <= 4 * width and cell_len(shown) <= width:
-        return shown
-    return set_cell_size(shown, width - 1) + "…"
-
-
-def wants_colour() -> bool | None:
-    """Whether the environment asks for colours or for none; None where a terminal gets them and nothing else."""
-    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
-        return False
-    return True if os.environ.get("FORCE_COLOR") else None
 
 
 def show(inspection: Inspection) -> None:
@@ -140,18 +92,6 @@ def vocabulary_rows(vocabulary: VocabularySummary) -> Iterator[Row]:
         yield "more templates", ", ".join(vocabulary.extra_templates)
 
 
-def add_section(page: Page, title: str, rows: Iterable[Row]) -> None:
-    """A heading and aligned rows; nothing when there are no rows."""
-    rows = list(rows)
-    if not rows:
-        return
-    width = min(WIDEST_LABEL, max(len(label) for label, _ in rows))
-    page.add(title, cut=True, bold=True)
-    for label, value in rows:
-        page.add(f"  {label:<{width}}  {value}", cut=True)
-    page.add()
-
-
 def add_tensor_types(page: Page, inspection: Inspection) -> None:
     """A table of the tensors by type."""
     kinds = inspection.tensor_types
@@ -170,18 +110,6 @@ def add_tensor_types(page: Page, inspection: Inspection) -> None:
         ]
         page.add("  " + "  ".join(cells))
     page.add()
-
-
-def add_defects(page: Page, defects: tuple[Defect, ...]) -> None:
-    """Every defect in two lines: code and place, then what is wrong."""
-    if not defects:
-        page.add("no defects in the format", bold=True)
-        return
-    page.add(f"{len(defects)} defect{'s' if len(defects) > 1 else ''} in the format", bold=True, fg="red")
-    for defect in defects:
-        place = "" if defect.offset is None else f" (byte {defect.offset:,})"
-        page.add(f"  {defect.code}  {defect.where}{place}", cut=True, fg="red")
-        page.add(f"    {defect.message}")
 
 
 def parameters(count: int) -> str:

@@ -23,6 +23,17 @@ ARCHITECTURE = "phi3"
 
 GENERAL = Keys.General
 
+# The metadata key of each role that SpecialIds knows, in llama.cpp's order.
+SPECIAL_ID_KEYS: Mapping[str, str] = {
+    "bos": Keys.Tokenizer.BOS_ID,
+    "eos": Keys.Tokenizer.EOS_ID,
+    "eot": Keys.Tokenizer.EOT_ID,
+    "unk": Keys.Tokenizer.UNK_ID,
+    "sep": Keys.Tokenizer.SEP_ID,
+    "pad": Keys.Tokenizer.PAD_ID,
+    "mask": Keys.Tokenizer.MASK_ID,
+}
+
 # llama.cpp takes a name with this in it for Phi-3's SentencePiece vocabulary (llama-vocab.cpp): it then
 # looks up "</s>", which a BPE vocabulary does not have, and refuses the file.
 PHI3_IN_NAME = re.compile(r"phi-?3", re.IGNORECASE)
@@ -99,18 +110,10 @@ def tokenizer_pairs(vocabulary: Vocabulary) -> Iterator[MetadataPair]:
     yield texts(tokenizer.LIST, vocabulary.texts)
     yield i32s(tokenizer.TOKEN_TYPE, vocabulary.types)
     yield texts(tokenizer.MERGES, vocabulary.merges)
-    special = vocabulary.special
-    for key, token_id in (
-        (tokenizer.BOS_ID, special.bos),
-        (tokenizer.EOS_ID, special.eos),
-        (tokenizer.EOT_ID, special.eot),
-        (tokenizer.UNK_ID, special.unk),
-        (tokenizer.SEP_ID, special.sep),
-        (tokenizer.PAD_ID, special.pad),
-        (tokenizer.MASK_ID, special.mask),
-    ):
-        if token_id is not None:
-            yield u32(key, token_id)
+    special = vocabulary.special.present()
+    for role, key in SPECIAL_ID_KEYS.items():
+        if role in special:
+            yield u32(key, special[role])
     yield boolean(tokenizer.ADD_BOS, vocabulary.add_bos)
     yield boolean(tokenizer.ADD_EOS, vocabulary.add_eos)
     for name, template in vocabulary.named_templates.items():

@@ -1,0 +1,118 @@
+"""Where Hugging Face and llama.cpp differ on a right file, each recognised exactly.
+
+Three differences are known, and none is the file's fault. A text counts as one of them only if llama.cpp's tokens
+become the source's once the difference is taken out, and so a real fault is never hidden behind one:
+
+- white space around special tokens: the source drops it, llama.cpp keeps it, and GGUF cannot say. Taken out by
+  dropping it from the text.
+- characters newer than Unicode 15.1: letters to the source, nothing to llama.cpp. Taken out by giving those characters
+  the class that the source's own pre-tokenizer gives them.
+- llama.cpp's regex for gpt-4o, which treats marks and capitals outside of ASCII otherwise than the published one.
+  Taken out by splitting with the published one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from itertools import combinations
+
+from gguf import TokenType
+
+from phi4conv.hf.source import SourceTokenizer
+from phi4conv.reference.bpe import BPE
+from phi4conv.reference.llama_vocab import LlamaVocab
+from phi4conv.reference.split import splitter
+from phi4conv.reference.unicode_15_1 import is_assigned
+
+WHITE_SPACE = "white space around special tokens"
+NEWER_UNICODE = "characters newer than Unicode 15.1"
+GPT_4O_REGEX = "llama.cpp's own regex for gpt-4o"
+NAMES = (WHITE_SPACE, NEWER_UNICODE, GPT_4O_REGEX)
+
+# White_Space without U+001C..1F: what the tokenizers library drops around a token with lstrip or rstrip.
+SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+
+# A character between two of a kind stays with them if it is of their kind, too.
+PROBES = (("letter", "a{}a"), ("number", "1{}1"), ("space", " {} "))
+
+
+class KnownDifferences:
+    """Tells for a text on which source and file differ whether a known difference explains it."""
+
+    def __init__(self, source: SourceTokenizer, vocab: LlamaVocab) -> None:
+        self.source = source
+        self.vocab = vocab
+        self._tokenizers: dict[tuple[str, bool], BPE] = {}
+
+    def explain(self, text: str, right: list[int], *, parse_special: bool, add_special: bool = False) -> str | None:
+        """The name of the known difference behind a text, several joined by " and "; None when they do not explain it.
+
+        right is the source's answer.
+        """
+        newer = "".join(sorted({character for character in text if not is_assigned(character)}))
+        stripped = self.without_space(text, parse_special=parse_special)
+        possible = {
+            WHITE_SPACE: stripped != text,
+            NEWER_UNICODE: bool(newer),
+            GPT_4O_REGEX: self.vocab.pre == "gpt-4o",
+        }
+        names = [name for name in NAMES if possible[name]]
+        for count in range(1, len(names) + 1):
+            for chosen in combinations(names, count):
+                tokenizer = self.tokenizer(newer if NEWER_UNICODE in chosen else "", published=GPT_4O_REGEX in chosen)
+                changed = stripped if WHITE_SPACE in chosen else text
+                if tokenizer.encode(changed, add_special=add_special, parse_special=parse_special) == right:
+                    return " and ".join(chosen)
+        return None
+
+    def without_space(self, text: str, *, parse_special: bool) -> str:
+        """The text without the white space that the source drops around tokens that it finds in it."""
+        return without_space(text, self.source.strips if parse_special else self._strips_in_plain_text)
+
+    @cached_property
+    def _strips_in_plain_text(self) -> Mapping[str, tuple[bool, bool]]:
+        """The tokens that the source finds in any text, special tokens not being looked for."""
+        vocabulary = self.source.vocabulary
+        defined = {vocabulary.texts[row] for row, kind in enumerate(vocabulary.types) if kind == TokenType.USER_DEFINED}
+        return {text: sides for text, sides in self.source.strips.items() if text in defined}
+
+    def tokenizer(self, newer: str, *, published: bool) -> BPE:
+        """The file's tokenizer with its differences taken out."""
+        key = (newer, published)
+        if key not in self._tokenizers:
+            if len(self._tokenizers) > 64:  # one for each set of new characters in a text
+                self._tokenizers.clear()
+            classes = {character: self.class_in_source(character) for character in newer}
+            split: Callable[[str], Iterator[str]] = splitter("o200k" if published else self.vocab.pre, classes)
+            self._tokenizers[key] = BPE(self.vocab, split=split)
+        return self._tokenizers[key]
+
+    def class_in_source(self, character: str) -> str:
+        """What the source's pre-tokenizer takes a character for: "letter", "number", "space" or "other"."""
+        for name, probe in PROBES:
+            if len(self.source.pretokenize(probe.format(character))) == 1:
+                return name
+        return "other"
+
+
+def without_space(text: str, strips: Mapping[str, tuple[bool, bool]]) -> str:
+    r"""The text without white space beside tokens that take it in: by token, whether to the left and to the right.
+
+    >>> without_space("x\n <|end|> y", {"<|end|>": (True, False)})
+    'x<|end|> y'
+    """
+    if not strips:
+        return text
+    # The library looks for the longest of the tokens that begin at the leftmost place.
+    tokens = sorted(strips, key=len, reverse=True)
+    kept, place = [], 0
+    for match in re.finditer("|".join(map(re.escape, tokens)), text):
+        to_the_left, to_the_right = strips[match[0]]
+        before = text[place : max(place, match.start())]
+        kept += [before.rstrip(SPACES) if to_the_left else before, match[0]]
+        place = match.end()
+        if to_the_right:
+            place += len(text[place:]) - len(text[place:].lstrip(SPACES))
+    return "".join([*kept, text[place:]])

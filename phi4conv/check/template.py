@@ -1,0 +1,110 @@
+"""The check of the chat template, which turns a conversation into a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from gguf.constants import Keys
+
+from phi4conv.carried import first_release_template, phi4_vocabulary
+from phi4conv.check.case import Case
+from phi4conv.check.expectation import Origin
+from phi4conv.check.faults import Fault
+from phi4conv.check.model import Finding, Severity
+from phi4conv.gguf_file.edit import Change
+from phi4conv.gguf_file.layout import text
+
+CHECK_ID = "tokenizer/chat-template"
+KEY = Keys.Tokenizer.CHAT_TEMPLATE
+
+
+def chat_template(case: Case) -> Iterator[Finding]:
+    """The default template. Without a model folder any template that is not known to be wrong may be a fine-tune's."""
+    right, stated = case.right.chat_template, case.file.text(KEY)
+    if stated == right:
+        return
+    if right is None:
+        if case.expected.origin is Origin.MODEL_FOLDER:
+            yield Finding(CHECK_ID, Severity.WARN, "unexpected", "the model folder has no chat template", KEY)
+        return
+    fault = template_fault(stated, right)
+    changes = (Change(KEY, text(KEY, right)),)
+    if fault.code != "different" or case.expected.known_template:
+        yield Finding(CHECK_ID, Severity.FAIL, *fault[:2], KEY, *fault[2:], changes=changes)
+        return
+    message = (
+        "the chat template is not Phi-4's: right for a fine-tune with a template of its own, which only the model "
+        "folder can tell"
+    )
+    yield Finding(CHECK_ID, Severity.WARN, "not-phi-4", message, KEY, *fault[2:])
+
+
+def template_fault(stated: str | None, right: str) -> Fault:
+    """What is wrong with a template."""
+    shown = f"{len(right):,} characters", "no such key" if stated is None else f"{len(stated):,} characters"
+    if not stated:
+        message = "the file has no chat template: programs guess one, and Phi-4's separator token is in none of them"
+        return Fault("missing", message, *shown)
+    if stated == first_release_template():
+        message = (
+            "the template of Phi-4's first release: it opens an answer of the assistant after every user turn, asked "
+            "for or not"
+        )
+        return Fault("first-release", message, *shown)
+    if stated == without_generation_prompt(phi4_vocabulary().chat_template or ""):
+        message = (
+            "the template ignores add_generation_prompt: the model is never told that it is its turn, and may go on "
+            "writing the user's"
+        )
+        return Fault("no-generation-prompt", message, *shown)
+    place = first_difference(right, stated)
+    message = f"the chat template is not the model's: the two part at character {place:,}"
+    return Fault("different", message, around(right, place), around(stated, place))
+
+
+def without_generation_prompt(template: str) -> str:
+    """Phi-4's template as some files have it, without its last part."""
+    return template.partition("{% if add_generation_prompt %}")[0]
+
+
+def named_templates(case: Case) -> Iterator[Finding]:
+    """The templates beside the default one, such as tool_use; only the model folder tells them."""
+    if case.expected.origin is not Origin.MODEL_FOLDER:
+        return
+    for name, right in case.right.named_templates.items():
+        key = Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name)
+        stated = case.file.text(key)
+        if stated != right:
+            fault = template_fault(stated, right)
+            yield Finding(
+                "tokenizer/named-templates",
+                Severity.WARN,
+                *fault[:2],
+                key,
+                *fault[2:],
+                changes=(Change(key, text(key, right)),),
+            )
+
+
+def first_difference(one: str, other: str) -> int:
+    """The place where two texts part; the end of the shorter one when it begins the longer.
+
+    >>> first_difference("abc", "abd"), first_difference("ab", "abc")
+    (2, 2)
+    """
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (mine, theirs) in pairs if mine != theirs), min(len(one), len(other)))
+
+
+def around(content: str, place: int, reach: int = 24) -> str:
+    """The neighbourhood of a place in a text.
+
+    >>> around("abcdefgh", 4, 2)
+    "'…cdef…'"
+    """
+    start, end = max(0, place - reach), place + reach
+    before, after = "…" * (start > 0), "…" * (end < len(content))
+    return repr(f"{before}{content[start:end]}{after}")
+
+
+CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (chat_template, named_templates)

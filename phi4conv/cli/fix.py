@@ -1,0 +1,139 @@
+"""phi4conv fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from phi4conv.cli.page import Page, add_section
+from phi4conv.cli.support import Command, OutputFile, output_options, show_json, show_warnings
+
+if TYPE_CHECKING:
+    from phi4conv.fix import Repair
+
+
+@click.command(cls=Command)
+@click.argument("broken", metavar="IN.gguf", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT.gguf", required=False, type=OutputFile(path_type=Path))
+@click.option(
+    "--tokenizer",
+    metavar="MODEL_DIR",
+    type=click.Path(path_type=Path),
+    help="The folder with the model's tokenizer.json; not needed for Phi-4 itself.",
+)
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Another value for a metadata key, typed as the key is (an array in JSON); repeatable.",
+)
+@click.option("--in-place", is_flag=True, help="Replace IN itself, in one step and only after success. No OUT then.")
+@click.option("--dry-run", is_flag=True, help="Show what would be changed, and write nothing.")
+@click.option("--force", is_flag=True, help="Replace OUT when it exists.")
+@output_options
+def fix(
+    *,
+    broken: Path,
+    out: Path | None,
+    tokenizer: Path | None,
+    settings: tuple[str, ...],
+    in_place: bool,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Repair a GGUF's tokenizer and metadata; the weights are copied byte for byte.
+
+    IN is examined as verify-tokenizer does, and never modified. OUT appears when the repaired file is
+    proved right. A file without defects is copied as it is. Exit code 1 says that new metadata cannot
+    repair the file; nothing is written then.
+    """
+    from phi4conv.fix import plan_repair, write_repaired
+    from phi4conv.progress import choose_progress
+
+    if in_place == (out is not None):
+        raise click.UsageError("expected IN.gguf OUT.gguf, or IN.gguf --in-place")
+    try:
+        repair = plan_repair(broken, tokenizer, settings)
+    except ValueError as error:
+        raise click.UsageError(f"--set {error}") from error
+    show_warnings(repair.proof.notes, quiet=quiet)
+    target = out or broken
+    written = not dry_run and not (in_place and not repair.changes)
+    if written:
+        write_repaired(repair, target, force=force, in_place=in_place, progress=choose_progress(quiet=quiet))
+    if as_json:
+        show_json("fix", "fix", dry_run=dry_run, out=str(target) if written else None, **document(repair))
+    elif not quiet:
+        show(repair, target, written=written)
+
+
+def show(repair: Repair, target: Path, *, written: bool) -> None:
+    """Print what was changed, and the proof of the result."""
+    from phi4conv.check.report import verdict
+    from phi4conv.cli.findings import comparison_row
+
+    page = Page()
+    name = repair.file.path.name
+    if not repair.changes:
+        page.add(f"{name}: nothing to repair", bold=True, fg="green")
+        page.add(f"  {target} is a copy, byte for byte" if written else "  nothing was written")
+    else:
+        what = f"wrote {target}" if written else f"{name} would be repaired"
+        page.add(f"{what}: {verdict(repair.proof)}", bold=True, fg="green")
+    page.add()
+    for finding in repair.roots:
+        page.add(f"repaired  {finding.id} ({finding.code})", bold=True)
+        page.add(f"  {finding.message}")
+    if repair.roots:
+        page.add()
+    add_section(page, "changed", changed_rows(repair))
+    held = ("held against", repair.expected.origin_text)
+    add_section(page, "proved", [held, *map(comparison_row, repair.proof.comparisons)])
+    page.add(f"weights: {len(repair.file.tensors):,} tensors, their bytes untouched")
+    page.show()
+
+
+def changed_rows(repair: Repair) -> list[tuple[str, str]]:
+    """Every changed key with its old and its new value."""
+    from phi4conv.inspect import shown_value
+
+    rows = []
+    for change in repair.changes:
+        old = repair.file.metadata.get(change.key)
+        before = "absent" if old is None else shortened(shown_value(old))
+        after = "removed" if change.pair is None else shortened(shown_value(change.pair))
+        rows.append((change.key, f"{before} → {after}"))
+    return rows
+
+
+def shortened(text: str, longest: int = 48) -> str:
+    """The beginning of a long value."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def document(repair: Repair) -> dict[str, Any]:
+    """The content of the phi4conv.fix/1 document."""
+    from phi4conv.check.report import comparison_document, finding_document, verdict
+    from phi4conv.inspect import metadata_document
+
+    proof = repair.proof
+    olds = [repair.file.metadata[change.key] for change in repair.changes if change.key in repair.file.metadata]
+    return {
+        "file": str(repair.file.path),
+        "source": {"kind": repair.expected.origin.name.lower(), "origin": repair.expected.origin_text},
+        "verdict": {"right": proof.is_right, "text": verdict(proof)},
+        "findings": [finding_document(finding) for finding in repair.roots],
+        "before": metadata_document(olds),
+        "after": metadata_document(change.pair for change in repair.changes if change.pair is not None),
+        "removed": [change.key for change in repair.changes if change.pair is None],
+        "left": [finding_document(finding) for finding in proof.findings],
+        "comparisons": [comparison_document(comparison) for comparison in proof.comparisons],
+        "tensors": len(repair.file.tensors),
+        "size_bytes": repair.size_bytes,
+        "notes": list(proof.notes),
+    }

@@ -1,0 +1,288 @@
+"""Repair of a published file: right metadata, the same tensor bytes, and a proof before the result gets its name.
+
+What is wrong is found by the checks of verify-tokenizer, and each finding carries the metadata that mends it. They
+come from the model folder if one is given, from the vocabulary of Phi-4 that phi4conv carries where the file is
+Phi-4's beyond doubt, and otherwise from what the file itself tells. Weights are never decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFValueType, TokenType
+from gguf.constants import Keys
+
+from phi4conv.check.case import Case
+from phi4conv.check.diagnosis import WORTH_MENDING, Diagnosis, diagnose
+from phi4conv.check.expectation import (
+    Expectation,
+    expected_from_folder,
+    expected_of_file,
+    expected_of_phi4,
+    has_phi4_shape,
+)
+from phi4conv.check.model import Finding, Severity
+from phi4conv.check.proof import Proof, prove
+from phi4conv.errors import ConversionError, FormatError, Problem, RepairError
+from phi4conv.files import AtomicFile
+from phi4conv.gguf_file.edit import Change, edited, edited_size, write_edited
+from phi4conv.gguf_file.layout import FLOAT_TYPES, INTEGER_TYPES, GGUFFile, MetadataPair, f32
+from phi4conv.gguf_file.read import read_gguf
+from phi4conv.phi3.metadata import tokenizer_pairs
+from phi4conv.progress import Progress, Silent
+from phi4conv.vocab import Vocabulary
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What will be changed in a file, and the proof of the result.
+
+    Attributes:
+        file: The file as it is.
+        roots: The defects that are mended, in order.
+        settings: The changes that the user asked for; they count last.
+        changes: All changes, each key once.
+        proof: Of the file with the changes.
+    """
+
+    file: GGUFFile
+    expected: Expectation
+    roots: tuple[Finding, ...]
+    settings: tuple[Change, ...]
+    changes: tuple[Change, ...]
+    proof: Proof
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the repaired file."""
+        return edited_size(self.file, self.changes)
+
+
+def plan_repair(path: Path, tokenizer: Path | None = None, settings: Sequence[str] = ()) -> Repair:
+    """Examine a file, decide what to change, and prove the result in memory.
+
+    tokenizer is the model folder; settings are KEY=VALUE, each typed as the key is.
+
+    Raises:
+        FormatError: No GGUF, or it cannot be read.
+        CheckpointError: The model folder has no tokenizer that can be used.
+        ValueError: A setting that fits no key.
+        RepairError: The file stays wrong whatever its metadata say.
+    """
+    file = read_gguf(path)
+    with beyond_repair():
+        edited_size(file, [Change("phi4conv.nothing", None)])  # raises for damage that copying would carry along
+        expected = choose_expectation(file, tokenizer)
+        diagnosis = diagnose(Case(file, expected))
+    chosen = tuple(parse_setting(setting, file, expected.vocabulary) for setting in settings)
+    by_key = {change.key: change for change in (*found_changes(diagnosis), *chosen)}
+    changes = tuple(change for change in by_key.values() if file.metadata.get(change.key) != change.pair)
+    proof = prove(edited(file, changes), expected)
+    left = [finding for finding in proof.findings if stands_in_the_way(finding, chosen)]
+    if left:
+        raise RepairError(*(still_wrong(finding, path) for finding in left))
+    return Repair(file, expected, diagnosis.mending, chosen, changes, proof)
+
+
+def found_changes(diagnosis: Diagnosis) -> tuple[Change, ...]:
+    """What to change in a file with defects; in passing also what is not wrong but better said."""
+    if not diagnosis.mending:
+        return ()
+    passing = (change for finding in diagnosis.roots if finding.severity < WORTH_MENDING for change in finding.changes)
+    return (*passing, *diagnosis.changes)
+
+
+def choose_expectation(file: GGUFFile, tokenizer: Path | None) -> Expectation:
+    """What the file's tokenizer should be, from the best source there is.
+
+    Raises:
+        FormatError: Nothing tells.
+        CheckpointError: The model folder has no tokenizer that can be used.
+        ConversionError: Its tokenizer does not go with the weights.
+    """
+    if tokenizer is not None:
+        return expected_from_folder(file, tokenizer)
+    if has_phi4_shape(file) and is_surely_phi4(file, expected_of_phi4(file).vocabulary):
+        return expected_of_phi4(file)
+    return expected_of_file(file)
+
+
+def is_surely_phi4(file: GGUFFile, vocabulary: Vocabulary) -> bool:
+    """Whether a file of Phi-4's shape holds Phi-4's tokens, as far as the kinds of damage that are known leave them.
+
+    Its special tokens outlived even the SentencePiece table; of a fine-tune with a vocabulary of its own nothing
+    would be left.
+    """
+    texts = file.strings(Keys.Tokenizer.LIST)
+    if not texts:
+        return True
+    known = set(vocabulary.texts)
+    special = {text for text, kind in zip(vocabulary.texts, vocabulary.types, strict=True) if kind == TokenType.CONTROL}
+    return 2 * len(special & set(texts)) > len(special) or 2 * sum(text in known for text in texts) > len(known)
+
+
+@contextlib.contextmanager
+def beyond_repair() -> Iterator[None]:
+    """Turn what is wrong with the file itself into a RepairError."""
+    try:
+        yield
+    except (FormatError, ConversionError) as error:
+        raise RepairError(*error.problems) from error
+
+
+def stands_in_the_way(finding: Finding, settings: Sequence[Change]) -> bool:
+    """Whether a finding about the repaired file means that it must not be written; the user's own settings do not."""
+    return finding.severity >= Severity.FAIL and finding.where not in {change.key for change in settings}
+
+
+def still_wrong(finding: Finding, path: Path) -> Problem:
+    """A defect that no repair of the metadata takes away."""
+    return Problem(
+        f"cannot be repaired: {finding.message} ({finding.id})",
+        where=f"{path}, {finding.where}" if finding.where else str(path),
+        expected=finding.expected,
+        found=finding.actual,
+        next_step="give the folder with the model's tokenizer.json (--tokenizer MODEL_DIR), or convert the model again",
+    )
+
+
+def write_repaired(
+    repair: Repair, out: Path, *, force: bool = False, in_place: bool = False, progress: Progress | None = None
+) -> None:
+    """Write the repaired file; without changes a copy, byte for byte.
+
+    in_place replaces the file that was read, in one step and after success; out is that file then.
+
+    Raises:
+        OutputError: The target cannot be written.
+        FormatError: The file that was read has changed meanwhile.
+    """
+    file = repair.file
+    inputs = () if in_place else (file.path,)
+    with AtomicFile(out, repair.size_bytes, force=force, inputs=inputs, in_place=in_place) as target:
+        write_edited(file, repair.changes, target, progress or Silent())
+        target.flush()
+        compare_written(read_gguf(target.path), edited(file, repair.changes))
+        target.commit()
+
+
+def compare_written(written: GGUFFile, planned: GGUFFile) -> None:
+    """Raise RuntimeError unless a file that was just written is the one that was proved."""
+    same_tensors = [(one.name, one.shape, one.qtype) for one in written.tensors] == [
+        (one.name, one.shape, one.qtype) for one in planned.tensors
+    ]
+    if written.metadata != planned.metadata or not same_tensors:
+        raise RuntimeError("the written file reads otherwise than it was planned")
+
+
+def parse_setting(setting: str, file: GGUFFile, vocabulary: Vocabulary) -> Change:
+    """KEY=VALUE as a change, typed as the file's key is, or as phi4conv would write it.
+
+    Raises:
+        ValueError: It has no "=", its key is not known, or its value does not fit.
+    """
+    key, equals, value = setting.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{setting!r} is not KEY=VALUE")
+    like = file.metadata.get(key) or {pair.key: pair for pair in tokenizer_pairs(vocabulary)}.get(key)
+    if like is None:
+        like = KNOWN_KEYS.get(key.replace(f"{file.architecture}.", "{arch}.", 1))
+    if like is None:
+        raise ValueError(f"{key}: the file has no such key, and phi4conv does not know its type")
+    return Change(key, typed(key, value, like))
+
+
+# Scalars that users set and that a file may lack, each with a value of its type.
+KNOWN_KEYS: Mapping[str, MetadataPair] = {
+    key: MetadataPair(key, kind, None)
+    for kind, keys in {
+        GGUFValueType.STRING: (
+            Keys.General.NAME,
+            Keys.General.AUTHOR,
+            Keys.General.VERSION,
+            Keys.General.ORGANIZATION,
+            Keys.General.BASENAME,
+            Keys.General.FINETUNE,
+            Keys.General.DESCRIPTION,
+            Keys.General.QUANTIZED_BY,
+            Keys.General.SIZE_LABEL,
+            Keys.General.LICENSE,
+            Keys.General.LICENSE_NAME,
+            Keys.General.LICENSE_LINK,
+            Keys.General.URL,
+            Keys.General.REPO_URL,
+            Keys.Tokenizer.MODEL,
+            Keys.Tokenizer.PRE,
+            Keys.Tokenizer.CHAT_TEMPLATE,
+        ),
+        GGUFValueType.UINT32: (
+            Keys.General.FILE_TYPE,
+            Keys.General.QUANTIZATION_VERSION,
+            Keys.LLM.CONTEXT_LENGTH,
+            Keys.Attention.SLIDING_WINDOW,
+            Keys.Rope.SCALING_ORIG_CTX_LEN,
+            Keys.Rope.DIMENSION_COUNT,
+            Keys.Tokenizer.BOS_ID,
+            Keys.Tokenizer.EOS_ID,
+            Keys.Tokenizer.EOT_ID,
+            Keys.Tokenizer.EOM_ID,
+            Keys.Tokenizer.UNK_ID,
+            Keys.Tokenizer.SEP_ID,
+            Keys.Tokenizer.PAD_ID,
+            Keys.Tokenizer.MASK_ID,
+        ),
+        GGUFValueType.FLOAT32: (Keys.Rope.FREQ_BASE, Keys.Attention.LAYERNORM_RMS_EPS),
+        GGUFValueType.BOOL: (Keys.Tokenizer.ADD_BOS, Keys.Tokenizer.ADD_EOS, Keys.Tokenizer.ADD_PREFIX),
+    }.items()
+    for key in keys
+}
+
+
+def typed(key: str, value: str, like: MetadataPair) -> MetadataPair:
+    """A pair of the type of another one; an array is given in JSON.
+
+    >>> typed("a", "7", MetadataPair("a", GGUFValueType.UINT32, 0)).value
+    7
+    """
+    kind = like.type
+    try:
+        if kind == GGUFValueType.ARRAY:
+            return MetadataPair(key, kind, tuple(json_list(value, like)), like.item_type)
+        return MetadataPair(key, kind, scalar(value, kind))
+    except ValueError as error:
+        raise ValueError(f"{key}: {value!r} is no {kind.name}: {error}") from error
+
+
+def scalar(value: str, kind: GGUFValueType) -> Any:
+    """A value of a scalar type."""
+    if kind == GGUFValueType.STRING:
+        return value
+    if kind == GGUFValueType.BOOL:
+        if value.lower() not in {"true", "false"}:
+            raise ValueError("true or false")
+        return value.lower() == "true"
+    if kind in INTEGER_TYPES:
+        return int(value)
+    if kind == GGUFValueType.FLOAT32:
+        return f32("value", float(value)).value
+    return float(value)
+
+
+def json_list(value: str, like: MetadataPair) -> list[Any]:
+    """The items of an array given in JSON, each of the array's type."""
+    items = json.loads(value)
+    kinds: dict[GGUFValueType, type | tuple[type, ...]] = {
+        GGUFValueType.STRING: str,
+        GGUFValueType.BOOL: bool,
+        **dict.fromkeys(INTEGER_TYPES, int),
+        **dict.fromkeys(FLOAT_TYPES, (int, float)),
+    }
+    expected = kinds.get(like.item_type) if like.item_type is not None else None
+    if not isinstance(items, list) or expected is None or not all(isinstance(item, expected) for item in items):
+        raise ValueError(f"a JSON list of {like.item_type.name if like.item_type is not None else 'nothing'}")
+    return items
