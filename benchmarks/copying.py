@@ -20,12 +20,13 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from benchmarks.machine import described, measured
+from benchmarks.machine import Run, described, measured
 from phi4conv.gguf_file import layout
 from phi4conv.gguf_file.write import encode_header
 
@@ -71,21 +72,22 @@ def make_model(path: Path, size: int) -> None:
             file.write(random.bytes(min(BLOCK, header.size_bytes - start)))
 
 
-def timed(source: Path, folder: Path, runs: int) -> dict[str, list[float]]:
-    """Seconds of every program, round by round."""
-    seconds: dict[str, list[float]] = {name: [] for name in PROGRAMS}
-    for _ in range(runs):
-        for name, command in PROGRAMS.items():
+def timed(source: Path, folder: Path, runs: int) -> dict[str, list[Run]]:
+    """Every program's runs, round by round."""
+    done: dict[str, list[Run]] = {name: [] for name in PROGRAMS}
+    for number in range(runs):
+        # Another one begins each round: what one leaves behind, such as freed pages, the next one meets.
+        for name in [*PROGRAMS][number % len(PROGRAMS) :] + [*PROGRAMS][: number % len(PROGRAMS)]:
             target = folder / "copy.gguf"
             places = {"SOURCE": str(source), "TARGET": str(target)}
-            seconds[name].append(measured([places.get(part, part) for part in command]).seconds)
+            done[name].append(measured([places.get(part, part) for part in PROGRAMS[name]], [source]))
             target.unlink()
-    return seconds
+    return done
 
 
-def summary(figures: Sequence[float], digits: int = 2) -> str:
+def summary(figures: Sequence[float]) -> str:
     """Median and range."""
-    return f"{statistics.median(figures):.{digits}f} ({min(figures):.{digits}f}-{max(figures):.{digits}f})"
+    return f"{statistics.median(figures):.2f} ({min(figures):.2f}-{max(figures):.2f})"
 
 
 def main() -> None:
@@ -109,15 +111,18 @@ def main() -> None:
             parser.error(f"{folder} has {free:,} bytes free, and a copy takes {size:,}")
         machine = described(("phi4conv", "numpy"))
         print(f"{machine}\n{size:,} bytes in {folder}", flush=True)
-        seconds = timed(source, folder, arguments.runs)
-    for name, figures in seconds.items():
-        rate = size / statistics.median(figures) / 1e6
-        print(f"  {name:<12} {summary(figures):>20} s, {rate:7.0f} MB/s")
+        done = timed(source, folder, arguments.runs)
+    for name, runs in done.items():
+        cpu = statistics.median(run.cpu_seconds for run in runs)
+        peak = max(run.peak_bytes for run in runs) / 1e6
+        seconds = summary([run.seconds for run in runs])
+        print(f"  {name:<12} {seconds:>20} s, cpu {cpu:5.2f} s, peak memory {peak:4.0f} MB")
     for name in ("cp", "cp and sync"):
-        ratios = [ours / theirs for ours, theirs in zip(seconds["phi4conv"], seconds[name], strict=True)]
+        ratios = [ours.seconds / theirs.seconds for ours, theirs in zip(done["phi4conv"], done[name], strict=True)]
         print(f"  phi4conv / {name}: {summary(ratios)}")
     if arguments.json:
-        facts = {"schema": "phi4conv-bench-copying/1", "machine": machine, "size_bytes": size, "seconds": seconds}
+        runs_of = {name: [asdict(run) for run in runs] for name, runs in done.items()}
+        facts = {"schema": "phi4conv-bench-copying/1", "machine": machine, "size_bytes": size, "runs": runs_of}
         arguments.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 

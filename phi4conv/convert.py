@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from phi4conv import phi3
+from phi4conv.check.planned import prove_plan
 from phi4conv.phi3 import ConversionOptions
 from phi4conv.progress import Progress
 from phi4conv.stream import ConversionResult, write_plan
@@ -36,13 +37,16 @@ def convert(
     Raises:
         CheckpointError: The folder holds no checkpoint that can be converted.
         FormatError: An importance matrix that cannot be read.
-        ConversionError: NaN, Inf or overflowing weights, or options that cannot be met.
+        ConversionError: NaN, Inf or overflowing weights, options that cannot be met, or a vocabulary that would
+            tokenize otherwise in the file than in the folder.
         ValueError: There is no such file type or mix.
         OutputError: The target cannot be written. In every case target is as it was before.
     """
     started = time.monotonic()
+    plan = phi3.plan(folder, options)
+    prove_plan(plan, folder)
     return write_plan(
-        phi3.plan(folder, options),
+        plan,
         target,
         allow_non_finite=options.allow_non_finite,
         force=force,

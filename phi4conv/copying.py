@@ -1,12 +1,14 @@
 """Bytes from one file to another, by the kernel where the system allows.
 
 A whole file is cloned where its file system can share blocks between files (Btrfs, XFS; APFS has another call for
-it, which is not used here): that takes no time and no space. Ranges go through copy_file_range, so that the bytes never
-come into this process. Everywhere else, and whenever the kernel refuses, they are read and written.
+it, which is not used here): that takes no time and no space. Ranges go through copy_file_range, which a server of files
+carries out by itself, except where reading and writing is faster. Whenever the kernel refuses they are read and
+written, too.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -17,8 +19,9 @@ from phi4conv.files import PositionedReader, PositionedWriter, reading
 # Bytes for one call of the kernel: an interrupt and the progress wait for so many.
 PIECE_BYTES = 1 << 26
 
-# Bytes held at once where this process copies itself.
-BUFFER_BYTES = 1 << 22
+# Bytes held at once where this process copies itself. On ext4 of Linux 6.18, 1 MiB keeps up with cp; with 64 KiB a copy
+# took 1.4 times as long, with 4 MiB up to 3 times.
+BUFFER_BYTES = 1 << 20
 
 # FICLONE of linux/fs.h, _IOW(0x94, 9, int); Python's fcntl knows it since 3.14.
 FICLONE = 0x40049409
@@ -59,7 +62,7 @@ def copy_range(
     """
     whole = Range(source, source_offset, target, target_offset, count)
     done = 0
-    while done < count:
+    while done < count and suits_kernel(whole):
         copied = copied_by_kernel(whole.part(done, PIECE_BYTES))
         if not copied:
             break
@@ -92,6 +95,22 @@ def clone(source: PositionedReader, target: PositionedWriter) -> bool:
     return True
 
 
+def suits_kernel(whole: Range) -> bool:
+    """Whether copy_file_range is the faster way.
+
+    On a disk the kernel moves a page after the other, and one that lies across two pages of the target is handled
+    twice: with a flush, a copy took 1.4 times as long as cp's, and 1.1 times when it was read and written (ext4, Linux
+    6.18). File systems without a block device of their own (NFS, CIFS, Btrfs, tmpfs) do as well or much better.
+    """
+    shift = whole.target_offset - whole.source_offset
+    return shift % mmap.PAGESIZE == 0 or not on_block_device(whole.target)
+
+
+def on_block_device(file: PositionedWriter) -> bool:
+    """Whether a file's file system lies on a block device; True where the system does not say."""
+    return not hasattr(os, "major") or os.major(os.fstat(file.descriptor).st_dev) != 0
+
+
 def copied_by_kernel(piece: Range) -> int:
     """How many bytes of the piece the kernel copies in one call: 0 when it cannot, and at the end of the source."""
     if not hasattr(os, "copy_file_range"):
@@ -104,7 +123,7 @@ def copied_by_kernel(piece: Range) -> int:
 
 
 def copy_through_buffer(whole: Range, on_bytes: Callable[[int], None]) -> None:
-    """Read and write the range, a few megabytes at a time; on_bytes and errors are those of copy_range."""
+    """Read and write the range, a buffer at a time; on_bytes and errors are those of copy_range."""
     buffer = memoryview(bytearray(min(BUFFER_BYTES, whole.count)))
     for start in range(0, whole.count, BUFFER_BYTES):
         piece = whole.part(start, BUFFER_BYTES)

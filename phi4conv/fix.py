@@ -21,6 +21,7 @@ from phi4conv.check.case import Case
 from phi4conv.check.diagnosis import WORTH_MENDING, Diagnosis, diagnose
 from phi4conv.check.expectation import (
     Expectation,
+    Origin,
     expected_from_folder,
     expected_of_file,
     expected_of_phi4,
@@ -75,6 +76,7 @@ def plan_repair(path: Path, tokenizer: Path | None = None, settings: Sequence[st
         RepairError: The file stays wrong whatever its metadata say.
     """
     file = read_gguf(path)
+    require_whole(file)
     with beyond_repair():
         edited_size(file, [Change("phi4conv.nothing", None)])  # raises for damage that copying would carry along
         expected = choose_expectation(file, tokenizer)
@@ -85,7 +87,7 @@ def plan_repair(path: Path, tokenizer: Path | None = None, settings: Sequence[st
     proof = prove(edited(file, changes), expected)
     left = [finding for finding in proof.findings if stands_in_the_way(finding, chosen)]
     if left:
-        raise RepairError(*(still_wrong(finding, path) for finding in left))
+        raise RepairError(*(still_wrong(finding, path, expected.origin) for finding in left))
     return Repair(file, expected, diagnosis.mending, chosen, changes, proof)
 
 
@@ -126,6 +128,20 @@ def is_surely_phi4(file: GGUFFile, vocabulary: Vocabulary) -> bool:
     return 2 * len(special & set(texts)) > len(special) or 2 * sum(text in known for text in texts) > len(known)
 
 
+def require_whole(file: GGUFFile) -> None:
+    """Raise RepairError for a file of which a part is missing."""
+    for flaw in file.defects:
+        if flaw.code in {"truncated-header", "truncated-data"}:
+            raise RepairError(
+                Problem(
+                    "cannot be repaired: the file is cut short, and what is missing stands nowhere else",
+                    where=f"{file.path}, {flaw.where}",
+                    found=flaw.message,
+                    next_step="download or copy the file again",
+                )
+            )
+
+
 @contextlib.contextmanager
 def beyond_repair() -> Iterator[None]:
     """Turn what is wrong with the file itself into a RepairError."""
@@ -140,14 +156,17 @@ def stands_in_the_way(finding: Finding, settings: Sequence[Change]) -> bool:
     return finding.severity >= Severity.FAIL and finding.where not in {change.key for change in settings}
 
 
-def still_wrong(finding: Finding, path: Path) -> Problem:
+def still_wrong(finding: Finding, path: Path, origin: Origin) -> Problem:
     """A defect that no repair of the metadata takes away."""
+    again = "convert the model again"
+    if origin is not Origin.MODEL_FOLDER:
+        again = f"give the folder with the model's tokenizer.json (--tokenizer MODEL_DIR), or {again}"
     return Problem(
         f"cannot be repaired: {finding.message} ({finding.id})",
-        where=f"{path}, {finding.where}" if finding.where else str(path),
+        where=", ".join(dict.fromkeys([str(path), *filter(None, [finding.where.removeprefix(f"{path}: ")])])),
         expected=finding.expected,
         found=finding.actual,
-        next_step="give the folder with the model's tokenizer.json (--tokenizer MODEL_DIR), or convert the model again",
+        next_step=again,
     )
 
 

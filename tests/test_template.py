@@ -349,7 +349,7 @@ def test_the_way_a_process_ended_is_told_by_name() -> None:
         "{{ messages | tojson(indent=2) }}\n",
         "  {% if tools %}x{% endif %}\n  {# note #}\n{{- bos_token -}}\n\n{% generation %}\n a {% endgeneration %}\n\n",
         "{% for m in messages if m.role != 'system' %}{{ loop.index }}{{ m['content'] | trim }}{{ m.x }}\n{% endfor %}",
-        "{% set s = namespace(n=0) %}{% for m in messages %}{% set s.n = s.n + m.content | length %}{% endfor %}{{ s.n }}",
+        "{% set s = namespace(n=0) %}{% for m in messages %}{% set s.n = s.n + 1 %}{% endfor %}{{ s.n }}",
     ],
 )
 def test_templates_mean_what_they_mean_to_transformers(template: str) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from phi4conv.check import roles, template, vocabulary
+from phi4conv.check import roles, template, value_types, vocabulary
 from phi4conv.check.case import Case
 from phi4conv.check.model import Finding, Severity
 from phi4conv.gguf_file.edit import Change
 
-CHECKS = (*vocabulary.CHECKS, *roles.CHECKS, *template.CHECKS)
+CHECKS = (*value_types.CHECKS, *vocabulary.CHECKS, *roles.CHECKS, *template.CHECKS)
 
 # A finding below this is for information, and not to be mended.
 WORTH_MENDING = Severity.WARN
@@ -56,10 +56,10 @@ def diagnose(case: Case) -> Diagnosis:
     while (first := next(filter(is_mendable, left), None)) is not None:
         mended = cases[-1].after(first.changes)
         after = run_checks(mended)
-        still = {finding.id for finding in after}
-        if first.id in still:
+        still = {(finding.id, finding.where) for finding in after}
+        if (first.id, first.where) in still:
             raise RuntimeError(f"{first.id} is still found after its own repair")
-        gone = [finding for finding in left if finding.id not in still and finding is not first]
+        gone = [finding for finding in left if (finding.id, finding.where) not in still and finding is not first]
         roots.append(first.with_consequences(gone))
         cases.append(mended)
         left = after

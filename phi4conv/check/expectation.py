@@ -196,7 +196,7 @@ def no_source(file: GGUFFile) -> Problem:
         where=str(file.path),
         expected=f"{PHI4_ROWS:,} tokens of {PHI4_WIDTH:,} weights each",
         found=found,
-        next_step="give the folder with the model's tokenizer.json",
+        next_step="give the folder with the model's tokenizer.json: phi4conv verify-tokenizer MODEL_DIR FILE.gguf",
     )
 
 

@@ -7,14 +7,14 @@ become the source's once the difference is taken out, and so a real fault is nev
   dropping it from the text.
 - characters newer than Unicode 15.1: letters to the source, nothing to llama.cpp. Taken out by giving those characters
   the class that the source's own pre-tokenizer gives them.
-- llama.cpp's regex for gpt-4o, which treats marks and capitals outside of ASCII otherwise than the published one.
-  Taken out by splitting with the published one.
+- llama.cpp's own version of the split regex: for gpt-4o it takes marks and capitals outside of ASCII otherwise than the
+  published one, for the others a long s after an apostrophe. Taken out by splitting with the published one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import combinations
 
@@ -23,13 +23,13 @@ from gguf import TokenType
 from phi4conv.hf.source import SourceTokenizer
 from phi4conv.reference.bpe import BPE
 from phi4conv.reference.llama_vocab import LlamaVocab
-from phi4conv.reference.split import splitter
+from phi4conv.reference.split import SPLITTERS, published_splitter, splitter
 from phi4conv.reference.unicode_15_1 import is_assigned
 
 WHITE_SPACE = "white space around special tokens"
 NEWER_UNICODE = "characters newer than Unicode 15.1"
-GPT_4O_REGEX = "llama.cpp's own regex for gpt-4o"
-NAMES = (WHITE_SPACE, NEWER_UNICODE, GPT_4O_REGEX)
+OWN_REGEX = "llama.cpp's own version of the split regex"
+NAMES = (WHITE_SPACE, NEWER_UNICODE, OWN_REGEX)
 
 # White_Space without U+001C..1F: what the tokenizers library drops around a token with lstrip or rstrip.
 SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
@@ -38,12 +38,17 @@ SPACES = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) 
 PROBES = (("letter", "a{}a"), ("number", "1{}1"), ("space", " {} "))
 
 
+# The published regex behind each of llama.cpp's that is not the same.
+PUBLISHED_NAMES = {SPLITTERS["dbrx"]: "cl100k", SPLITTERS["gpt-4o"]: "o200k", SPLITTERS["qwen2"]: "qwen2"}
+
+
 class KnownDifferences:
     """Tells for a text on which source and file differ whether a known difference explains it."""
 
     def __init__(self, source: SourceTokenizer, vocab: LlamaVocab) -> None:
         self.source = source
         self.vocab = vocab
+        self.published = PUBLISHED_NAMES.get(SPLITTERS.get(vocab.pre, ()))
         self._tokenizers: dict[tuple[str, bool], BPE] = {}
 
     def explain(self, text: str, right: list[int], *, parse_special: bool, add_special: bool = False) -> str | None:
@@ -56,12 +61,12 @@ class KnownDifferences:
         possible = {
             WHITE_SPACE: stripped != text,
             NEWER_UNICODE: bool(newer),
-            GPT_4O_REGEX: self.vocab.pre == "gpt-4o",
+            OWN_REGEX: self.published is not None and not text.isascii(),
         }
         names = [name for name in NAMES if possible[name]]
         for count in range(1, len(names) + 1):
             for chosen in combinations(names, count):
-                tokenizer = self.tokenizer(newer if NEWER_UNICODE in chosen else "", published=GPT_4O_REGEX in chosen)
+                tokenizer = self.tokenizer(newer if NEWER_UNICODE in chosen else "", published=OWN_REGEX in chosen)
                 changed = stripped if WHITE_SPACE in chosen else text
                 if tokenizer.encode(changed, add_special=add_special, parse_special=parse_special) == right:
                     return " and ".join(chosen)
@@ -85,7 +90,10 @@ class KnownDifferences:
             if len(self._tokenizers) > 64:  # one for each set of new characters in a text
                 self._tokenizers.clear()
             classes = {character: self.class_in_source(character) for character in newer}
-            split: Callable[[str], Iterator[str]] = splitter("o200k" if published else self.vocab.pre, classes)
+            if published and self.published:
+                split = published_splitter(self.published, classes)
+            else:
+                split = splitter(self.vocab.pre, classes)
             self._tokenizers[key] = BPE(self.vocab, split=split)
         return self._tokenizers[key]
 

@@ -9,7 +9,7 @@ mended is a defect of its own, so that nothing hides behind another fault.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from phi4conv.check.attribution import Attribution, note_refusal
@@ -21,7 +21,7 @@ from phi4conv.check.expectation import Expectation
 from phi4conv.check.groups import compare_group
 from phi4conv.check.ids import compare_ids, compare_sequences
 from phi4conv.check.model import Finding, Severity, worst
-from phi4conv.check.samples import sample_groups
+from phi4conv.check.samples import built_in_group, fuzz_groups, own_texts_group, user_groups
 from phi4conv.check.second_opinion import ask_llama_cpp
 from phi4conv.gguf_file.layout import GGUFFile
 from phi4conv.progress import Progress, Silent
@@ -80,28 +80,35 @@ def prove(
     """
     started = time.perf_counter()
     options = options or ProofOptions()
-    progress = progress or Silent()
     diagnosis = diagnose(Case(file, expected))
-    source = expected.source
-    attribution = Attribution(diagnosis, source)
+    attribution = Attribution(diagnosis, expected.source)
     proof = Proof(file, expected, diagnosis, notes=expected.notes)
     first = attribution.first_loadable()
     note_refusal(attribution, first)
     if first is not None:
-        groups = sample_groups(source, options.user_texts, options.fuzz, options.seed)
-        proof.comparisons.append(compare_ids(attribution, first))
-        for group in groups:
-            if group.id in {"tokenizer/your-texts", "tokenizer/fuzz"}:
-                progress.note(f"comparing {group.name} ...")
-            proof.comparisons.append(compare_group(group, attribution, first))
-            if group.id == "tokenizer/texts":
-                decodable = [sample for sample in group.samples() if sample.parse_special]
-                proof.comparisons.append(compare_sequences(decodable, attribution, first))
-                if (chats := compare_chats(attribution, first)) is not None:
-                    proof.comparisons.append(chats)
-        if options.llama_cpp:
-            progress.note("asking llama.cpp ...")
-            proof.comparisons.append(ask_llama_cpp(file, attribution, groups))
+        proof.comparisons += compare_all(attribution, first, options, progress or Silent())
     proof.findings = attribution.findings()
     proof.seconds = time.perf_counter() - started
     return proof
+
+
+def compare_all(
+    attribution: Attribution, first: int, options: ProofOptions, progress: Progress
+) -> Iterator[Comparison]:
+    """Every comparison, cheapest first. first is the number of the first case that llama.cpp would load."""
+    source = attribution.source
+    texts = built_in_group(source)
+    yield compare_ids(attribution, first)
+    yield compare_group(own_texts_group(source), attribution, first)
+    yield compare_group(texts, attribution, first)
+    yield compare_sequences([sample for sample in texts.samples() if sample.parse_special], attribution, first)
+    if (chats := compare_chats(attribution, first)) is not None:
+        yield chats
+    asked_for = [*user_groups(options.user_texts), *fuzz_groups(options.fuzz, options.seed, source)]
+    for group in asked_for:
+        progress.note(f"comparing {group.name} ...")
+        yield compare_group(group, attribution, first)
+    if options.llama_cpp:
+        progress.note("asking llama.cpp ...")
+        groups = [own_texts_group(source), texts, *asked_for]
+        yield ask_llama_cpp(attribution.diagnosis.cases[0].file, attribution, groups)

@@ -48,7 +48,7 @@ def role_finding(role: str, key: str, right: int | None, case: Case) -> Finding 
     if stated is None and key not in file.metadata:
         return None if right is None else missing_role(role, key, right, case)
     if right is None:
-        if stated is not None and 0 <= stated < len(vocabulary):
+        if stated is not None:
             return Finding(
                 f"tokenizer/{role}-id",
                 WARN,
@@ -68,7 +68,7 @@ def role_finding(role: str, key: str, right: int | None, case: Case) -> Finding 
     check_id = f"tokenizer/{role}-id"
     if stated is None:
         shown = f"{file.metadata[key].type.name} {str(file.metadata[key].value)[:40]!r}"
-        message = f"the id of the token that {purpose} is no number; {fallback(role)}"
+        message = f"the id of the token that {purpose} is no number: llama.cpp refuses to load the file"
         return Finding(check_id, FAIL, "not-a-number", message, key, right_text, shown, changes, hint)
     if not 0 <= stated < len(vocabulary):
         message = f"the id of the token that {purpose} is not among the tokens; {fallback(role)}"
@@ -207,6 +207,7 @@ def end_of_generation(case: Case) -> Iterator[Finding]:
     texts = case.right.texts
     lacking = sorted(right.end_of_generation - own.end_of_generation)
     extra = sorted(own.end_of_generation - right.end_of_generation)
+    causes = case.ends_at_words
     message = (
         f"llama.cpp does not stop at {listed(named(token, texts) for token in lacking)}: answers run on"
         if lacking
@@ -217,9 +218,10 @@ def end_of_generation(case: Case) -> Iterator[Finding]:
         FAIL,
         "lacking" if lacking else "extra",
         message,
-        "",
+        ", ".join(causes),
         listed((named(token, texts) for token in sorted(right.end_of_generation)), 6),
         listed((named(token, texts) for token in sorted(own.end_of_generation)), 6),
+        tuple(Change(key, None) for key in causes),
     )
 
 
@@ -252,14 +254,14 @@ def sliding_window(case: Case) -> Iterator[Finding]:
     if stated == right and file.metadata[key].type == GGUFValueType.UINT32:
         return
     if key not in file.metadata:
-        code, message = (
-            "missing",
-            "without it llama.cpp of early 2025 takes Phi-4 for a Phi-3 and stops with an assertion",
-        )
+        code, shown = "missing", "no such key"
+        message = "without it llama.cpp of early 2025 takes Phi-4 for a Phi-3 and stops with an assertion"
+    elif file.metadata[key].type != GGUFValueType.UINT32:
+        code, shown = "wrong-type", file.metadata[key].type.name
+        message = "llama.cpp reads the attention window as UINT32 alone, and may refuse the file"
     else:
-        code = "wrong"
+        code, shown = "wrong", str(stated)
         message = "the model attends to all of a text; programs that respect this window cut it off, others warn"
-    shown = "no such key" if stated is None else str(stated)
     change = (Change(key, u32(key, right)),)
     yield Finding(
         "phi3/sliding-window", FAIL, code, message, key, str(right), shown, change, override(key, "int", right)

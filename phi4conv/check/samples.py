@@ -23,21 +23,33 @@ class SampleGroup:
     samples: Callable[[], Iterable[Sample]]
 
 
-def sample_groups(
-    source: SourceTokenizer, user_texts: Sequence[tuple[str, str]], fuzz: int, seed: int
-) -> list[SampleGroup]:
-    """Every group: each token's own text, the built-in texts, the user's texts (name and text), and random ones."""
+def own_texts_group(source: SourceTokenizer) -> SampleGroup:
+    """The text of every token."""
+    return SampleGroup("tokenizer/own-texts", "own texts of tokens", lambda: own_texts(source))
+
+
+def built_in_group(source: SourceTokenizer) -> SampleGroup:
+    """phi4conv's own texts, and the special tokens in awkward places."""
+    special = special_texts(source.vocabulary)
+    return SampleGroup("tokenizer/texts", "built-in texts", lambda: built_in_texts(special))
+
+
+def probe_group(source: SourceTokenizer) -> SampleGroup:
+    """A part of the built-in texts that takes a moment: of the special tokens only those with a role."""
     vocabulary = source.vocabulary
-    special = special_texts(vocabulary)
-    groups = [
-        SampleGroup("tokenizer/own-texts", "own texts of tokens", lambda: own_texts(source)),
-        SampleGroup("tokenizer/texts", "built-in texts", lambda: built_in_texts(special)),
-    ]
-    if user_texts:
-        groups.append(SampleGroup("tokenizer/your-texts", "your texts", lambda: both_ways(user_texts)))
-    if fuzz:
-        groups.append(SampleGroup("tokenizer/fuzz", "random texts", lambda: random_texts(fuzz, seed, special)))
-    return groups
+    roles = sorted({vocabulary.texts[token_id] for token_id in vocabulary.special.present().values()})
+    return SampleGroup("tokenizer/texts", "built-in texts", lambda: built_in_texts(roles))
+
+
+def user_groups(texts: Sequence[tuple[str, str]]) -> list[SampleGroup]:
+    """The user's texts, each with a name; no group without any."""
+    return [SampleGroup("tokenizer/your-texts", "your texts", lambda: both_ways(texts))] if texts else []
+
+
+def fuzz_groups(count: int, seed: int, source: SourceTokenizer) -> list[SampleGroup]:
+    """Random texts; no group for none."""
+    special = special_texts(source.vocabulary)
+    return [SampleGroup("tokenizer/fuzz", "random texts", lambda: random_texts(count, seed, special))] if count else []
 
 
 def special_texts(vocabulary: Vocabulary) -> list[str]:

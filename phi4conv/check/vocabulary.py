@@ -77,6 +77,16 @@ def token_types(case: Case) -> Iterator[Finding]:
         yield failed("tokenizer/token-types", type_fault(case.types, case.right), key, changes)
 
 
+def scores(case: Case) -> Iterator[Finding]:
+    """The scores, which only a SentencePiece vocabulary needs; llama.cpp reads them wherever they are."""
+    key = Keys.Tokenizer.SCORES
+    pair, count = case.file.metadata.get(key), len(case.texts)
+    if pair is not None and pair.item_type is not None and len(pair.value) < count:
+        message = "the file has fewer scores than tokens: llama.cpp refuses to load it, and a BPE vocabulary needs none"
+        fault = Fault("short", message, f"none, or {count:,}", f"{len(pair.value):,}")
+        yield failed("tokenizer/scores", fault, key, [Change(key, None)])
+
+
 def merges(case: Case) -> Iterator[Finding]:
     """The merges, in rank order."""
     key = Keys.Tokenizer.MERGES
@@ -128,6 +138,7 @@ CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
     tokens,
     alphabet,
     token_types,
+    scores,
     merges,
     merge_order,
     pre,

@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from phi4conv.cli.findings import add_comparisons, add_findings, add_wrapped
 from phi4conv.cli.page import Page, add_section
 from phi4conv.cli.support import Command, OutputFile, output_options, show_json, show_warnings
 
 if TYPE_CHECKING:
     from phi4conv.fix import Repair
+    from phi4conv.gguf_file.layout import MetadataPair
+
+# Of the values that were changed so many characters are shown, old and new.
+LONGEST_VALUE, SHORTEST_VALUE = 48, 24
+LONGEST_KEY = 41  # "  tokenizer.ggml.padding_token_id", and what stands between the two values
 
 
 @click.command(cls=Command)
@@ -74,44 +80,76 @@ def fix(
 
 def show(repair: Repair, target: Path, *, written: bool) -> None:
     """Print what was changed, and the proof of the result."""
-    from phi4conv.check.report import verdict
-    from phi4conv.cli.findings import comparison_row
+    from phi4conv.check.model import Severity
 
     page = Page()
-    name = repair.file.path.name
-    if not repair.changes:
-        page.add(f"{name}: nothing to repair", bold=True, fg="green")
-        page.add(f"  {target} is a copy, byte for byte" if written else "  nothing was written")
-    else:
-        what = f"wrote {target}" if written else f"{name} would be repaired"
-        page.add(f"{what}: {verdict(repair.proof)}", bold=True, fg="green")
+    page.add(headline(repair, target, written=written), bold=True, fg="green" if repair.proof.is_right else "yellow")
     page.add()
     for finding in repair.roots:
         page.add(f"repaired  {finding.id} ({finding.code})", bold=True)
-        page.add(f"  {finding.message}")
+        add_wrapped(page, finding.message, first="  ", indent="  ")
     if repair.roots:
         page.add()
-    add_section(page, "changed", changed_rows(repair))
-    held = ("held against", repair.expected.origin_text)
-    add_section(page, "proved", [held, *map(comparison_row, repair.proof.comparisons)])
-    page.add(f"weights: {len(repair.file.tensors):,} tensors, their bytes untouched")
+    add_section(page, "changed", changed_rows(repair, longest_value(page)))
+    add_findings(page, [finding for finding in repair.proof.findings if finding.severity >= Severity.WARN])
+    add_section(page, "held against", [("source", repair.expected.origin_text)])
+    add_comparisons(page, repair.proof.comparisons)
+    count = len(repair.file.tensors)
+    page.add(f"weights: {count:,} tensors, their bytes untouched" if count else "weights: none in this file")
     page.show()
 
 
-def changed_rows(repair: Repair) -> list[tuple[str, str]]:
-    """Every changed key with its old and its new value."""
-    from phi4conv.inspect import shown_value
+def headline(repair: Repair, target: Path, *, written: bool) -> str:
+    """What was done, and how the result stands."""
+    from phi4conv.check.report import verdict
 
+    name = repair.file.path.name
+    if repair.changes:
+        what = f"wrote {target}" if written else f"{name} would be changed; nothing was written"
+    else:
+        what = f"{name}: nothing to repair; "
+        what += f"{target} is a copy, byte for byte" if written else "nothing was written"
+    asked = "" if repair.proof.is_right else ", by what --set asked for"
+    return f"{what}: {verdict(repair.proof)}{asked}"
+
+
+def longest_value(page: Page) -> int:
+    """How many characters of a value fit twice beside the longest of the usual keys."""
+    return LONGEST_VALUE if page.width is None else max(SHORTEST_VALUE, (page.width - LONGEST_KEY) // 2)
+
+
+def changed_rows(repair: Repair, longest: int) -> list[tuple[str, str]]:
+    """Every changed key with its old and its new value, of longer ones where they differ."""
     rows = []
     for change in repair.changes:
-        old = repair.file.metadata.get(change.key)
-        before = "absent" if old is None else shortened(shown_value(old))
-        after = "removed" if change.pair is None else shortened(shown_value(change.pair))
-        rows.append((change.key, f"{before} → {after}"))
+        before, after = old_and_new(repair.file.metadata.get(change.key), change.pair)
+        rows.append((change.key, f"{shortened(before, longest)} → {shortened(after, longest)}"))
     return rows
 
 
-def shortened(text: str, longest: int = 48) -> str:
+def old_and_new(old: MetadataPair | None, new: MetadataPair | None) -> tuple[str, str]:
+    """Two values of a key in words: what tells the one from the other."""
+    from gguf import GGUFValueType
+
+    from phi4conv.check.template import around, first_difference
+    from phi4conv.inspect import shown_value
+
+    if old is None or new is None:
+        return ("absent" if old is None else shown_value(old), "removed" if new is None else shown_value(new))
+    if (old.type, old.item_type) != (new.type, new.item_type):
+        return f"{(old.item_type or old.type).name} {shown_value(old)}", shown_value(new)
+    if isinstance(old.value, str) and min(len(old.value), len(new.value)) > SHORTEST_VALUE:
+        place = first_difference(old.value, new.value)
+        return around(old.value, place, 12), around(new.value, place, 12)
+    if old.type == GGUFValueType.ARRAY and len(old.value) == len(new.value):
+        wrong = [place for place, pair in enumerate(zip(old.value, new.value, strict=True)) if pair[0] != pair[1]]
+        if wrong and 2 * len(wrong) < len(new.value):
+            place = wrong[0]
+            return f"[{len(wrong):,} of {len(new.value):,}] {place}: {old.value[place]}", str(new.value[place])
+    return shown_value(old), shown_value(new)
+
+
+def shortened(text: str, longest: int) -> str:
     """The beginning of a long value."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 

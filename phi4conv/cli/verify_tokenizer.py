@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from phi4conv.cli.findings import add_findings, comparison_row
+from phi4conv.cli.findings import add_comparisons, add_findings
 from phi4conv.cli.page import Page, add_section
 from phi4conv.cli.support import Command, output_options, show_json, show_warnings
 
@@ -56,6 +58,7 @@ def verify_tokenizer(
     """
     from phi4conv.check.expectation import expected_from_folder, expected_of_phi4
     from phi4conv.check.proof import ProofOptions, prove
+    from phi4conv.check.readable import format_notes, require_readable
     from phi4conv.check.report import proof_document
     from phi4conv.check.user_texts import read_user_texts
     from phi4conv.gguf_file.read import read_gguf
@@ -66,7 +69,9 @@ def verify_tokenizer(
     *folder, path = paths
     texts = read_user_texts(text_files)
     file = read_gguf(path)
+    require_readable(file)
     expected = expected_from_folder(file, folder[0]) if folder else expected_of_phi4(file)
+    expected = replace(expected, notes=(*format_notes(file), *expected.notes))
     options = ProofOptions(user_texts=texts, fuzz=fuzz, seed=seed, llama_cpp=runtime == "llama.cpp")
     proof = prove(file, expected, options, choose_progress(quiet=quiet))
     show_warnings(proof.notes, quiet=quiet)
@@ -87,26 +92,23 @@ def show(proof: Proof) -> None:
     page.add(f"{proof.file.path.name}: {verdict(proof)}", bold=True, fg="green" if right else "red")
     page.add()
     add_findings(page, proof.findings)
-    add_section(page, "compared", proof_rows(proof))
+    add_section(page, "held against", held_rows(proof))
+    add_comparisons(page, proof.comparisons)
+    page.add(time_taken(proof))
     if not right and any(finding.changes for finding in proof.findings):
-        page.add(f"repair it: phi4conv fix {proof.file.path} FIXED.gguf{tokenizer_option(proof)}")
+        page.add()
+        page.add(f"repair it: {repair_command(proof)}")
     page.show()
 
 
-def proof_rows(proof: Proof) -> list[tuple[str, str]]:
-    """What was compared, and how it came out."""
-    from phi4conv.check.report import tokens_per_second
-
+def held_rows(proof: Proof) -> list[tuple[str, str]]:
+    """What the file was held against, and whether the tables are the same."""
     vocabulary = proof.expected.vocabulary
-    rows = [
-        ("held against", proof.expected.origin_text),
+    return [
+        ("source", proof.expected.origin_text),
         ("tokens", f"{len(vocabulary):,}, {digest_words(proof.digests['tokens'])}"),
         ("merges", f"{len(vocabulary.merges):,}, {digest_words(proof.digests['merges'])}"),
-        *map(comparison_row, proof.comparisons),
     ]
-    source, own = tokens_per_second(proof.comparisons)
-    speed = f", {source:,.0f} tokens/s by tokenizers, {own:,.0f} by phi4conv" if own else ""
-    return [*rows, ("time", f"{proof.seconds:.1f} s{speed}")]
 
 
 def digest_words(digests: tuple[str, str]) -> str:
@@ -117,8 +119,20 @@ def digest_words(digests: tuple[str, str]) -> str:
     return f"sha256 {expected[:16]}… expected, {actual[:16]}… found"
 
 
-def tokenizer_option(proof: Proof) -> str:
-    """The option that names the model folder to fix."""
+def time_taken(proof: Proof) -> str:
+    """How long it took, and how fast both sides were."""
+    from phi4conv.check.report import tokens_per_second
+
+    source, own = tokens_per_second(proof.comparisons)
+    speed = f"; tokens/s: {source:,.0f} by tokenizers, {own:,.0f} by phi4conv" if own else ""
+    return f"{proof.seconds:.1f} s{speed}"
+
+
+def repair_command(proof: Proof) -> str:
+    """The command that repairs the file."""
     from phi4conv.check.expectation import Origin
 
-    return f" --tokenizer {proof.expected.origin_text}" if proof.expected.origin is Origin.MODEL_FOLDER else ""
+    command = ["phi4conv", "fix", str(proof.file.path), "FIXED.gguf"]
+    if proof.expected.origin is Origin.MODEL_FOLDER:
+        command += ["--tokenizer", proof.expected.origin_text]
+    return shlex.join(command)

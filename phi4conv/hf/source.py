@@ -17,9 +17,9 @@ from gguf import TokenType
 
 from phi4conv.hf.chat_template import is_there
 from phi4conv.hf.config import special_id
-from phi4conv.hf.json_file import MAX_JSON_BYTES, read_at_most, read_json_object
+from phi4conv.hf.json_file import read_json_object
 from phi4conv.hf.special_tokens import library_errors
-from phi4conv.hf.tokenizer import find_tokenizer, load_tokenizer, read_vocabulary
+from phi4conv.hf.tokenizer import load_tokenizer, read_vocabulary
 from phi4conv.hf.tokenizer_json import tokenizer_json
 from phi4conv.vocab import Vocabulary, byte_alphabet
 
@@ -56,15 +56,18 @@ class SourceTokenizer:
 
         parse_special finds control tokens in the text; without it they are spelled out like any other text, and only
         tokens of type USER_DEFINED are found. add_special adds what the tokenizer puts around a text by itself.
-        Raises CheckpointError when the library fails, as it does on half of a surrogate pair.
+        Raises UnicodeEncodeError on half of a surrogate pair, and CheckpointError when the library fails.
         """
         tokenizer = self._tokenizer if parse_special else self._plain_tokenizer
         every = list(texts)
         ids: list[list[int]] = []
-        with library_errors("the tokenizers library cannot tokenize a text", self.origin):
-            for start in range(0, len(every), BATCH_TEXTS):
-                batch = every[start : start + BATCH_TEXTS]
-                ids += (encoding.ids for encoding in tokenizer.encode_batch(batch, add_special_tokens=add_special))
+        for start in range(0, len(every), BATCH_TEXTS):
+            batch = every[start : start + BATCH_TEXTS]
+            "".join(batch).encode()  # surrogates: the library refuses them in some releases, in others replaces them
+            with library_errors("the tokenizers library cannot tokenize a text", self.origin):
+                # The fast one keeps no offsets.
+                encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=add_special)
+            ids += (encoding.ids for encoding in encodings)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -137,9 +140,7 @@ def read_source(folder: Path) -> SourceReading:
     path = folder / "config.json"
     config = read_json_object(path) if is_there(path) else {}
     reading = read_vocabulary(folder, {role: special_id(config.get(f"{role}_token_id")) for role in CONFIG_ROLES})
-    tokenizer_file = find_tokenizer(folder)
-    content = read_at_most(tokenizer_file, MAX_JSON_BYTES)
-    return SourceReading(SourceTokenizer(reading.vocabulary, content, str(tokenizer_file)), reading.warnings)
+    return SourceReading(SourceTokenizer(reading.vocabulary, reading.content, str(reading.path)), reading.warnings)
 
 
 def source_of(vocabulary: Vocabulary, origin: str) -> SourceTokenizer:

@@ -8,7 +8,7 @@ name of the field; what is odd but convertible becomes a warning.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +55,12 @@ class TokenTable:
 
 @dataclass(frozen=True)
 class VocabularyReading:
-    """A vocabulary and what the user should know about the files that it came from."""
+    """A vocabulary, what the user should know about the files that it came from, and tokenizer.json as it was read."""
 
     vocabulary: Vocabulary
     warnings: tuple[str, ...]
+    path: Path = field(compare=False)
+    content: bytes = field(compare=False, repr=False)
 
 
 def read_vocabulary(folder: Path, config_ids: Mapping[str, int | None]) -> VocabularyReading:
@@ -108,7 +110,7 @@ def read_vocabulary(folder: Path, config_ids: Mapping[str, int | None]) -> Vocab
         chat_template=templates.default,
         named_templates=templates.named,
     )
-    return VocabularyReading(vocabulary, (*warnings, *templates.warnings))
+    return VocabularyReading(vocabulary, (*warnings, *templates.warnings), path, content)
 
 
 def bad(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gguf import GGUFValueType, Keys
 
@@ -22,13 +22,14 @@ from phi4conv.errors import FormatError, Problem
 from phi4conv.gguf_file.layout import GGUFFile
 from phi4conv.reference.gnu_order import in_sort_order
 from phi4conv.reference.llama_cpp import TokenAttribute
+from phi4conv.reference.llama_metadata import RefusedByLlamaCpp, array, flag, scalar, string, until_nul
 from phi4conv.reference.llama_vocab_roles import (
-    RefusedByLlamaCpp,
     TokenTable,
     apply_family_rules,
     as_bytes,
     refuse_undecodable,
     settle_roles,
+    shown,
 )
 from phi4conv.reference.llama_vocab_rules import (
     ALWAYS_ADD_BOS,
@@ -202,7 +203,7 @@ def known_model(file: GGUFFile) -> str:
             else "llama.cpp refuses the file: a kind of vocabulary that it does not know",
             where,
             expected="gpt2 for Phi-4",
-            found="no such key" if model is None else repr(model),
+            found="no such key" if model is None else shown(model),
             next_step="set the key, or convert the model again",
         ),
     )
@@ -225,7 +226,7 @@ def pre_settings(file: GGUFFile, model: str, name: str, warnings: list[str]) -> 
                 "llama.cpp refuses the file: a pre-tokenizer that it does not know",
                 f"{file.path}: {Keys.Tokenizer.PRE}",
                 expected="dbrx for Phi-4, or another of the names that llama.cpp has",
-                found=repr(name),
+                found=shown(name),
                 next_step="set the key to the name of the split regex in the model's tokenizer.json",
             ),
         )
@@ -269,10 +270,12 @@ def token_list(file: GGUFFile, warnings: list[str]) -> tuple[str, ...]:
             Problem("llama.cpp refuses the file: no tokens", where, "an array of token texts", "no such key"),
         )
     texts = [until_nul(text) for text in stored]
-    for token, text in enumerate(texts):
-        if not text:
-            texts[token] = f"[EMPTY_{token}]"
-            warnings.append(f"token {token} is empty; llama.cpp calls it {texts[token]}")
+    empty = [token for token, text in enumerate(texts) if not text]
+    for token in empty:
+        texts[token] = f"[EMPTY_{token}]"
+    if empty:
+        others = f", and so on for {len(empty) - 1:,} more" if len(empty) > 1 else ""
+        warnings.append(f"token {empty[0]} is empty; llama.cpp calls it {texts[empty[0]]}{others}")
     if len(set(texts)) < len(texts):
         first: dict[str, int] = {}
         twice = next(token for token, text in enumerate(texts) if first.setdefault(text, token) != token)
@@ -282,7 +285,7 @@ def token_list(file: GGUFFile, warnings: list[str]) -> tuple[str, ...]:
                 "llama.cpp ends while it loads the file: two tokens have the same text",
                 where,
                 expected=f"{len(texts):,} different texts",
-                found=f"{texts[twice]!r} is token {first[texts[twice]]} and token {twice}",
+                found=f"{shown(texts[twice])} is token {first[texts[twice]]} and token {twice}",
                 next_step="convert the model again from its own tokenizer",
             ),
             aborts=True,
@@ -296,7 +299,7 @@ def token_scores(file: GGUFFile, count: int) -> tuple[float, ...]:
     if scores is None:
         return (0.0,) * count
     refuse_short(file, Keys.Tokenizer.SCORES, "scores-short", len(scores), count)
-    return tuple(float(score) for score in scores[:count])
+    return tuple(float(score) for score in list(scores)[:count])
 
 
 def token_attributes(file: GGUFFile, count: int) -> list[int]:
@@ -305,7 +308,7 @@ def token_attributes(file: GGUFFile, count: int) -> list[int]:
     if types is None:
         return [int(TokenAttribute.NORMAL)] * count
     refuse_short(file, Keys.Tokenizer.TOKEN_TYPE, "token-types-short", len(types), count)
-    return [TYPE_ATTRIBUTES.get(kind, 0) for kind in types[:count]]
+    return [TYPE_ATTRIBUTES.get(kind, 0) for kind in list(types)[:count]]
 
 
 def refuse_short(file: GGUFFile, key: str, reason: str, found: int, count: int) -> None:
@@ -343,7 +346,7 @@ def given_ids(file: GGUFFile, table: TokenTable, ids: dict[str, int]) -> dict[st
         if value < size:
             ids[role] = value
         else:
-            instead = f"takes {ids[role]} ({table.texts[ids[role]]!r}) instead" if role in ids else "ignores it"
+            instead = f"takes {ids[role]} ({shown(table.texts[ids[role]])}) instead" if role in ids else "ignores it"
             table.warnings.append(f"{key} is {value}, but there are only {size:,} tokens: llama.cpp {instead}")
     return ids
 
@@ -367,57 +370,3 @@ def suppressed_tokens(file: GGUFFile, count: int) -> tuple[int, ...]:
     """Ids that are never to be generated; those out of range are dropped."""
     tokens = array(file, SUPPRESS_TOKENS, (GGUFValueType.INT32,)) or ()
     return tuple(token for token in tokens if 0 <= token < count)
-
-
-def string(file: GGUFFile, key: str) -> str | None:
-    """The value of a STRING pair, or None without the key."""
-    value = scalar(file, key, GGUFValueType.STRING)
-    return None if value is None else until_nul(value)
-
-
-def flag(file: GGUFFile, key: str, default: bool) -> bool:
-    """The value of a BOOL pair, or the default."""
-    value = scalar(file, key, GGUFValueType.BOOL)
-    return default if value is None else bool(value)
-
-
-def scalar(file: GGUFFile, key: str, value_type: GGUFValueType) -> Any:
-    """The value of a pair of this type, or None without the key; raises RefusedByLlamaCpp for another type."""
-    pair = file.metadata.get(key)
-    if pair is None:
-        return None
-    if pair.type != value_type:
-        raise wrong_type(file, key, value_type.name, pair.type.name)
-    return pair.value
-
-
-def array(file: GGUFFile, key: str, item_types: tuple[GGUFValueType, ...]) -> Sequence[Any] | None:
-    """The items of an array of one of these types, or None without the key; raises RefusedByLlamaCpp otherwise."""
-    pair = file.metadata.get(key)
-    if pair is None:
-        return None
-    if pair.item_type not in item_types:
-        expected = " or ".join(f"array of {item_type.name}" for item_type in item_types)
-        found = pair.type.name if pair.item_type is None else f"array of {pair.item_type.name}"
-        raise wrong_type(file, key, expected, found)
-    items: Sequence[Any] = pair.value
-    return items
-
-
-def wrong_type(file: GGUFFile, key: str, expected: str, found: str) -> RefusedByLlamaCpp:
-    """The error for a key whose value has not the one type that llama.cpp reads."""
-    return RefusedByLlamaCpp(
-        "wrong-type",
-        Problem(
-            f"llama.cpp refuses the file: {key} has the wrong type",
-            f"{file.path}: {key}",
-            expected,
-            found,
-            next_step="write the value with the expected type",
-        ),
-    )
-
-
-def until_nul(text: str) -> str:
-    """The text as C sees it."""
-    return text if "\0" not in text else text[: text.index("\0")]

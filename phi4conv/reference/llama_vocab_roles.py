@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from phi4conv.errors import FormatError, Problem
+from phi4conv.errors import Problem
 from phi4conv.reference.gnu_order import in_map_order
 from phi4conv.reference.llama_cpp import TokenAttribute
+from phi4conv.reference.llama_metadata import RefusedByLlamaCpp
 from phi4conv.reference.llama_vocab_rules import (
     ALWAYS_SHOWN,
     END_IS_A_MARK,
@@ -30,21 +31,10 @@ USER_DEFINED, UNKNOWN = int(TokenAttribute.USER_DEFINED), int(TokenAttribute.UNK
 LSTRIP, RSTRIP = int(TokenAttribute.LSTRIP), int(TokenAttribute.RSTRIP)
 SPELLED_OUT = CONTROL | UNKNOWN | USER_DEFINED  # shown as the file spells them, not decoded
 
+LONGEST_SHOWN = 80  # characters of a token or name in a message
+
 # Four bytes that make a code point above U+10FFFF, as they look after decoding with surrogateescape.
 BEYOND_UNICODE = re.compile("\udcf4[\udc90-\udcbf][\udc80-\udcbf]{2}|[\udcf5-\udcf7][\udc80-\udcbf]{3}")
-
-
-class RefusedByLlamaCpp(FormatError):  # noqa: N818  # the name says by whom, which is all that matters
-    """A vocabulary that llama.cpp refuses, or a vocabulary or text that ends its process.
-
-    reason is one short kebab-case word for programs, such as "unknown-pre". aborts tells whether the process ends
-    instead of reporting an error.
-    """
-
-    def __init__(self, reason: str, problem: Problem, *, aborts: bool = False) -> None:
-        self.reason = reason
-        self.aborts = aborts
-        super().__init__(problem)
 
 
 class TokenTable:
@@ -71,7 +61,7 @@ class TokenTable:
         if not self.attributes[token] & CONTROL:
             self.attributes[token] |= CONTROL
             self.warnings.append(
-                f"token {token} ({self.texts[token]!r}) is not of type CONTROL; llama.cpp treats it as if it were"
+                f"token {token} ({shown(self.texts[token])}) is not of type CONTROL; llama.cpp treats it as if it were"
             )
 
 
@@ -91,8 +81,8 @@ def settle_roles(table: TokenTable, given: Mapping[str, int]) -> tuple[dict[str,
         token = special.get(role, -1)
         if token >= 0 and token not in by_text:
             table.warnings.append(
-                f"generation ends at the {role} token {token} ({table.texts[token]!r}), which is none of the texts "
-                "that usually end it"
+                f"generation ends at the {role} token {token} ({shown(table.texts[token])}), which is none of the "
+                "texts that usually end it"
             )
     ends |= by_text
     ends -= mere_marks(table, ends)
@@ -157,7 +147,7 @@ def _undecodable(table: TokenTable, token: int, reason: str, expected: str) -> R
             "llama.cpp refuses the file: a token that cannot be decoded",
             f"{table.path}: token {token}",
             expected,
-            repr(table.texts[token]),
+            shown(table.texts[token]),
             next_step="convert the model again from its own tokenizer",
         ),
     )
@@ -198,11 +188,20 @@ def _phi3_token(table: TokenTable, text: str, name: str) -> int:
                 f"llama.cpp refuses the file: by its name it is a Phi-3, but it has no token {text!r}",
                 f"{table.path}: general.name",
                 expected="a name without phi-3 and phi3, for a vocabulary that is not Phi-3's",
-                found=repr(name),
+                found=shown(name),
                 next_step="give the model another name: `phi4conv fix` does",
             ),
         )
     return table.ids[text]
+
+
+def shown(text: str) -> str:
+    """A text of the file for a message, of a length that can be read.
+
+    >>> shown("<|im_end|>"), shown("a" * 1000)[-8:]
+    ("'<|im_end|>'", "aaaa'...")
+    """
+    return repr(text) if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]!r}..."
 
 
 def as_bytes(text: str) -> bytes:

@@ -15,8 +15,8 @@ one stand-in for its Unicode 15.1 class. The pattern cuts the shape, and the tex
 
 PUBLISHED holds the regexes that llama.cpp's are adaptations of, as tokenizer.json files have them.
 
-Left out: the regexes of families far from Phi-4 (splitter() says which are known), and the failures of std::regex,
-which overflows its stack on words of many thousand letters where the regex is gpt-4o's.
+Left out: the regexes of families far from Phi-4 (splitter() says which are known), and the end of llama.cpp where
+std::regex meets a word of some 50,000 characters under gpt-4o or default: it overflows its stack.
 """
 
 from __future__ import annotations

@@ -69,14 +69,14 @@ def test_different_files_give_1_and_every_difference(other: Path) -> None:
     lines = result.output.splitlines()
     assert lines[0] == "same tensors, other metadata: 6 keys"
     end = len(TEMPLATE) + 1
+    lengths = f"{end - 1:,} characters in A, {end + 9:,} in B"
     for line in [
         "  general.name",
         "    B  other",
         "  phi3.block_count  (other type)",
         "    A  UINT32 4",
         "    B  UINT64 4",
-        f"  tokenizer.chat_template  ({end - 1:,} characters in A, {end + 9:,} in B; they differ from line 1, "
-        f"column {end} on)",
+        f"  tokenizer.chat_template  ({lengths}; they differ from line 1, column {end} on)",
         f"    A  …{TEMPLATE[-30:]}",
         f"    B  …{TEMPLATE[-30:]}{{# more #}}",
         "vocabulary",

@@ -5,14 +5,25 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkpoints import SHARED_DATA, TINY_BROKEN
 from gguf import Keys, TokenType
+from hypothesis import given
+from hypothesis import strategies as st
 from vocabulary_changes import (
+    ACCENTS,
+    FLAG_KEYS,
+    ID_KEYS,
+    LOWERCASE,
+    NAME,
+    SCORES,
+    SUPPRESSED,
+    TYPE_COUNT,
     other_families,
     other_scalars,
     other_sentencepiece,
@@ -28,7 +39,7 @@ from vocabulary_changes import (
 from vocabulary_files import Pairs, changed, tiny_pairs, with_pre, written
 
 from phi4conv.errors import EngineError, FormatError
-from phi4conv.gguf_file.layout import boolean, i32s, text, texts, u32
+from phi4conv.gguf_file.layout import GGUFFile, MetadataPair, boolean, f32s, i32, i32s, text, texts, u32, u64
 from phi4conv.gguf_file.read import read_gguf
 from phi4conv.reference.llama_cpp import LlamaCpp
 from phi4conv.reference.llama_vocab import LlamaVocab, RefusedByLlamaCpp, TokenAttribute, load_vocab
@@ -46,6 +57,25 @@ K = Keys.Tokenizer
 PUBLISHED = [SHARED_DATA / "phi-4" / "vocab-by-llama.cpp.gguf", SHARED_DATA / "broken" / "phi4-vocab-broken-spm.gguf"]
 
 
+# A vocabulary that a search for odd metadata can hold in view, and the kinds of values that it may put anywhere.
+SMALL = ["a", "b", "ab", "Ċ", "Ġ", "<|im_end|>", "<|endoftext|>", "<s>", "</s>", "<unk>", "<0x0A>", "unused", "x", "y"]
+KEYS_READ = {*ID_KEYS, *FLAG_KEYS, SCORES, TYPE_COUNT, LOWERCASE, ACCENTS, SUPPRESSED, NAME, K.PRE, K.MODEL}
+NAMES = ["", "gpt2", "llama", "bert", "dbrx", "gemma4", "phi-3", "jina-v2-de", "\0", "a b"]
+INTEGERS = st.sampled_from([0, 1, 3, 6, 13, 14, 2**31 - 1])
+STRINGS = st.sampled_from([*SMALL, *NAMES, "\udcf4\udc90\udc80\udc80"])
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+PAIRS: Sequence[Callable[[str, Draw], MetadataPair]] = (
+    lambda key, draw: u32(key, draw(INTEGERS)),
+    lambda key, draw: i32(key, draw(INTEGERS)),
+    lambda key, draw: u64(key, draw(INTEGERS)),
+    lambda key, draw: boolean(key, draw(st.booleans())),
+    lambda key, draw: text(key, draw(STRINGS)),
+    lambda key, draw: texts(key, draw(st.lists(STRINGS, max_size=16, unique=True))),
+    lambda key, draw: i32s(key, draw(st.lists(INTEGERS, min_size=10, max_size=16))),
+    lambda key, draw: f32s(key, draw(st.lists(st.floats(width=32), min_size=10, max_size=16))),
+)
+
+
 @pytest.fixture(scope="module")
 def llama() -> Iterator[LlamaCpp]:
     with LlamaCpp(threads=1) as engine:
@@ -59,6 +89,11 @@ def broken_pairs() -> Pairs:
 
 def loaded(pairs: Pairs, path: Path) -> LlamaVocab:
     return load_vocab(read_gguf(written(pairs, path)))
+
+
+def file_of(pairs: Pairs) -> GGUFFile:
+    """A file with this metadata that stands nowhere."""
+    return replace(read_gguf(TINY_BROKEN), metadata=pairs)
 
 
 def predicted(vocab: LlamaVocab) -> dict[str, Any]:
@@ -101,6 +136,7 @@ def assert_same(llama: LlamaCpp, path: Path, what: str = "") -> LlamaVocab:
 
 
 @needs_xllamacpp
+@follows_gnu  # some files name no end-of-turn token
 @pytest.mark.parametrize(
     ("pairs", "changes"),
     [
@@ -149,6 +185,7 @@ def test_every_pre_tokenizer_name_sets_what_it_sets_in_llama_cpp(llama: LlamaCpp
 
 
 @needs_xllamacpp
+@follows_gnu
 def test_published_vocabularies_are_loaded_as_llama_cpp_loads_them(llama: LlamaCpp) -> None:
     if not all(path.exists() for path in PUBLISHED):
         pytest.skip("needs the published tokenizer files beside the checkout")
@@ -208,6 +245,20 @@ def test_what_llama_cpp_overrides_is_a_warning(
 
 def test_a_good_file_gives_no_warning(tmp_path: Path) -> None:
     assert loaded(tiny_pairs(), tmp_path / "good.gguf").warnings == ()
+
+
+@given(st.data())
+def test_whatever_the_metadata_hold_nothing_but_a_format_error_comes_of_it(data: st.DataObject) -> None:
+    good = changed(tiny_pairs(), texts(K.LIST, SMALL), i32s(K.TOKEN_TYPE, [1] * len(SMALL)), texts(K.MERGES, ["a b"]))
+    keys = sorted({*good, *KEYS_READ})
+    for key in data.draw(st.lists(st.sampled_from(keys), max_size=5)):
+        good = changed(good, data.draw(st.sampled_from(PAIRS))(key, data.draw))
+    try:
+        vocab = load_vocab(file_of(good))
+    except FormatError:
+        return
+    assert len(vocab.texts) == len(vocab.attributes) == len(vocab.scores)
+    assert all(0 <= token < len(vocab) for token in [*vocab.special.values(), *vocab.end_of_generation])
 
 
 def test_the_first_of_a_repeated_merge_counts_and_a_first_half_is_never_empty(tmp_path: Path) -> None:

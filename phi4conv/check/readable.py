@@ -1,0 +1,44 @@
+"""Whether a file's header can be read as far as the tokenizer needs it, and what else is wrong with its format."""
+
+from __future__ import annotations
+
+from phi4conv.errors import FormatError, Problem
+from phi4conv.gguf_file.layout import GGUFFile
+
+# Defects (gguf_file/read.py lists them all) after which what was read of the metadata is not to be relied on.
+UNREADABLE = {
+    "unsupported-version": "make the file again from its checkpoint, with `phi4conv convert`",
+    "big-endian": "make the file again from its checkpoint, with `phi4conv convert`",
+    "truncated-header": "download or copy the file again",
+    "absurd-count": "download the file again; if that does not help, it was made wrongly",
+    "absurd-length": "download the file again; if that does not help, it was made wrongly",
+    "unknown-value-type": "download the file again; if that does not help, it was made wrongly",
+}
+
+# More notes say no more than the first ones.
+SHOWN_NOTES = 3
+
+
+def require_readable(file: GGUFFile) -> None:
+    """Raise FormatError, with the first reason, for a file whose metadata cannot be examined."""
+    for flaw in file.defects:
+        if flaw.code in UNREADABLE:
+            raise FormatError(
+                Problem(
+                    f"the file's header cannot be read, so that its tokenizer cannot be examined ({flaw.code})",
+                    where=f"{file.path}, {flaw.where}",
+                    found=flaw.message,
+                    next_step=UNREADABLE[flaw.code],
+                )
+            )
+
+
+def format_notes(file: GGUFFile) -> tuple[str, ...]:
+    """A sentence for each defect of the format that leaves the tokenizer alone, such as cut data; the first ones."""
+    notes = [
+        f"{flaw.where}: {flaw.message} ({flaw.code}); only the tokenizer was examined"
+        for flaw in file.defects[:SHOWN_NOTES]
+    ]
+    if len(file.defects) > SHOWN_NOTES:
+        notes.append(f"and {len(file.defects) - SHOWN_NOTES:,} more defects of the format: see `phi4conv inspect`")
+    return tuple(notes)

@@ -1,0 +1,180 @@
+"""From a good file exactly one change: it is found, named for what it is, explains all that follows, and is mended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkpoints import TINY, TINY_BROKEN
+from gguf import Keys
+from mutations import MUTATIONS
+from one_change import LOADS, RESTORED, Mutation, changes_of, mutated
+from proofs import COMPARISONS, RememberedFolder, defects, is_good, tensor_bytes
+from vocabulary_files import written
+
+from phi4conv.check.case import Case
+from phi4conv.check.diagnosis import diagnose
+from phi4conv.check.expectation import expected_of_file
+from phi4conv.check.model import Finding, Severity, worst
+from phi4conv.check.proof import prove
+from phi4conv.convert import convert
+from phi4conv.errors import RepairError
+from phi4conv.files import AtomicFile
+from phi4conv.fix import plan_repair, write_repaired
+from phi4conv.gguf_file.edit import edited, write_edited
+from phi4conv.gguf_file.layout import GGUFFile, u32
+from phi4conv.gguf_file.read import read_gguf
+from phi4conv.phi3 import ConversionOptions
+from phi4conv.progress import Silent
+
+K = Keys.Tokenizer
+
+# These are proved in every run of the tests, the others in the slow ones.
+TELLING = (
+    "pre missing",
+    "merges missing",
+    "last merge dropped",
+    "two adjacent merges swapped",
+    "two tokens swapped",
+    "specials typed NORMAL",
+    "eos missing",
+    "add_bos true",
+    "template of the first release",
+)
+
+# The file's own tokens do not tell these: without the model folder nothing is found, and nothing mended.
+UNTOLD = (
+    "a token's text changed",
+)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> GGUFFile:
+    path = tmp_path_factory.mktemp("mutations") / "good.gguf"
+    convert(TINY, path, ConversionOptions(vocab_only=True))
+    return read_gguf(path)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[RememberedFolder]:
+    folder = RememberedFolder(TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        folder.use(patch)
+        yield folder
+
+
+def expected_defects(mutation: Mutation) -> list[tuple[str, str, str]]:
+    return [(mutation.severity.name, *mutation.root)] if mutation.root else []
+
+
+def consequences(finding: Finding) -> set[str]:
+    return {each.id for each in finding.walk() if each is not finding}
+
+
+def test_there_are_enough_mutations_and_one_of_each_kind() -> None:
+    assert len(MUTATIONS) >= 70
+    assert len({mutation.root for mutation in MUTATIONS.values()}) >= 40
+
+
+def test_the_unchanged_file_is_good(good: GGUFFile, tiny: RememberedFolder) -> None:
+    proof = prove(good, tiny.expected(good))
+    assert is_good(proof)
+    assert proof.findings == ()
+    assert diagnose(Case(good, tiny.expected(good))).changes == ()
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS)
+def test_one_change_is_one_defect_and_its_mending_restores_the_file(
+    good: GGUFFile, tiny: RememberedFolder, mutation: Mutation
+) -> None:
+    wrong = mutated(good, mutation)
+    diagnosis = diagnose(Case(wrong, tiny.expected(wrong)))
+    assert defects(diagnosis.roots) == expected_defects(mutation)
+    assert (worst(diagnosis.roots) < Severity.FAIL) == mutation.is_harmless
+    mended = diagnosis.mended
+    assert defects(diagnose(mended).roots) == []
+    if mutation.root is None:
+        assert mended.file == wrong
+    elif mutation.mended == RESTORED:
+        assert mended.file.metadata == good.metadata
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        pytest.param(mutation, id=name, marks=() if name in TELLING else pytest.mark.slow)
+        for name, mutation in MUTATIONS.items()
+    ],
+)
+def test_all_that_follows_hangs_under_the_defect_and_fix_mends_it(
+    tmp_path: Path, good: GGUFFile, tiny: RememberedFolder, mutation: Mutation
+) -> None:
+    path = written(mutated(good, mutation).metadata, tmp_path / "wrong.gguf")
+    wrong = read_gguf(path)
+    proof = prove(wrong, tiny.expected(wrong))
+    assert defects(proof.findings) == expected_defects(mutation)
+    assert proof.is_right == mutation.is_harmless
+    below = set().union(*(consequences(finding) for finding in proof.findings))
+    assert (mutation.llama_cpp != LOADS) == ("tokenizer/loads" in below)
+    assert any(comparison.wrong for comparison in proof.comparisons) == bool(below & COMPARISONS - {"tokenizer/loads"})
+
+    repair = plan_repair(path, TINY)
+    assert repair.proof.is_right
+    assert not defects(repair.proof.findings)
+    assert not any(comparison.wrong for comparison in repair.proof.comparisons)
+    mended = edited(wrong, repair.changes)
+    if mutation.root is None:
+        assert repair.changes == ()
+    elif mutation.mended == RESTORED:
+        assert mended.metadata == good.metadata
+
+
+def test_what_only_some_texts_or_none_show_is_found_all_the_same(good: GGUFFile, tiny: RememberedFolder) -> None:
+    follows = {}
+    for name in ("two adjacent merges swapped", "a merge cut elsewhere", "types one too many", "pre gpt-4o"):
+        wrong = mutated(good, MUTATIONS[name])
+        (root,) = prove(wrong, tiny.expected(wrong)).findings
+        follows[name] = consequences(root)
+    assert follows == {
+        "two adjacent merges swapped": {"tokenizer/merge-order"},
+        "a merge cut elsewhere": {"tokenizer/own-texts"},
+        "types one too many": set(),
+        "pre gpt-4o": {"tokenizer/texts"},
+    }
+
+
+def test_two_changes_are_two_defects_each_with_its_own_consequences(good: GGUFFile, tiny: RememberedFolder) -> None:
+    names = ("pre gpt-2", "specials typed NORMAL", "eos of the first release", "template of the first release")
+    wrong = edited(good, [change for name in names for change in changes_of(good, MUTATIONS[name])])
+    proof = prove(wrong, tiny.expected(wrong))
+    assert sorted(defects(proof.findings)) == sorted(
+        defect for name in names for defect in expected_defects(MUTATIONS[name])
+    )
+    by_id = {finding.id: consequences(finding) for finding in proof.findings}
+    assert "tokenizer/texts" in by_id["tokenizer/pre"]
+    assert "tokenizer/texts" in by_id["tokenizer/token-types"]
+    assert "tokenizer/conversations" in by_id["tokenizer/chat-template"]
+    assert diagnose(Case(wrong, tiny.expected(wrong))).mended.file.metadata == good.metadata
+
+
+def test_one_check_may_find_several_keys_wrong(good: GGUFFile, tiny: RememberedFolder) -> None:
+    names = ("eom out of range", "fim_pre out of range", "eos stored as INT32", "add_bos a number")
+    wrong = edited(good, [change for name in names for change in changes_of(good, MUTATIONS[name])])
+    diagnosis = diagnose(Case(wrong, tiny.expected(wrong)))
+    assert sorted(root.where for root in diagnosis.roots) == sorted([K.EOM_ID, K.FIM_PRE_ID, K.EOS_ID, K.ADD_BOS])
+    assert diagnosis.mended.file.metadata == good.metadata
+
+
+def padded(good: GGUFFile, kinds: list[int]) -> GGUFFile:
+    """The good file with a [PADn] row for each type."""
+    from gguf import TokenType
+    from phi4conv.gguf_file.edit import Change
+    from phi4conv.gguf_file.layout import i32s, texts
+    from phi4conv.vocab import pad_text
+
+    tokens, types = list(good.strings(K.LIST)), list(good.integers(K.TOKEN_TYPE))
+    assert TokenType.UNUSED not in types
+    names = [pad_text(row) for row in range(len(tokens), len(tokens) + len(kinds))]
+    pairs = (texts(K.LIST, tokens + names), i32s(K.TOKEN_TYPE, types + kinds))
+    return edited(good, [Change(pair.key, pair) for pair in pairs])
