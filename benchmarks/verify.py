@@ -58,9 +58,8 @@ def main() -> None:
             )
             documents.append(json.loads(answer.read_text()))
     print(described(PACKAGES))
-    print(
-        f"  verify-tokenizer  {spread([run.seconds for run in runs])} s, {max(run.peak_bytes for run in runs) / 1e6:.0f} MB"
-    )
+    peak = max(run.peak_bytes for run in runs) / 1e6
+    print(f"  verify-tokenizer  {spread([run.seconds for run in runs])} s, {peak:.0f} MB")
     figures = {"seconds": [run.seconds for run in runs]}
     for side, label in (("source_seconds", "tokenizers"), ("file_seconds", "phi4conv")):
         rates = [rate(document["comparisons"], side) for document in documents]

@@ -1,4 +1,4 @@
-"""The project's story in three acts, told by real llama.cpp (from the xllamacpp package, no compiler, no torch).
+"""The project's story in four acts, told by real llama.cpp (from the xllamacpp package, no compiler, no torch).
 
 make demo
 """
@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CHECKPOINT = Path("fixtures/tiny-phi4")
 BROKEN = Path("fixtures/tiny-phi4-broken.gguf")
 OUT = Path("demo-output/tiny-phi4-Q4_K_M.gguf")
+REPAIRED = Path("demo-output/tiny-phi4-repaired.gguf")
 
 QUESTION = "Tell me a joke."
 PROMPT = f"<|im_start|>user<|im_sep|>{QUESTION}<|im_end|><|im_start|>assistant<|im_sep|>"
@@ -56,10 +57,15 @@ def main() -> None:
         print("3. The same weights, with the tokenizer written as many a published file had it: as a")
         print("   SentencePiece table made from the BPE tokens. No tool objects.\n")
         wrong = ask(llama, BROKEN)
-    if "tokenizer" not in right or wrong == right:
-        sys.exit("The story went wrong: the right file should tell a joke and the broken one should not.")
-    print(f"The file to publish is {OUT}. See what is in it with")
-    print(f"  {Path(sys.executable).with_name('phi4conv')} inspect {OUT}")
+        print("4. phi4conv finds out why, and repairs it. No weight is touched.\n")
+        run("fix", str(BROKEN), str(REPAIRED), "--tokenizer", str(CHECKPOINT), "--force")
+        repaired = ask(llama, REPAIRED)
+    if "tokenizer" not in right or wrong == right or repaired != right:
+        sys.exit("The story went wrong: the right file and the repaired one should tell a joke, the broken one none.")
+    program = Path(sys.executable).with_name("phi4conv")
+    print(f"The file to publish is {OUT}. See what is in it, and that its tokenizer is right, with")
+    print(f"  {program} inspect {OUT}")
+    print(f"  {program} verify-tokenizer {CHECKPOINT} {OUT}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """Bytes from one file to another, by the kernel where the system allows.
 
 A whole file is cloned where its file system can share blocks between files (Btrfs, XFS; APFS has another call for
-it, which is not used here): that takes no time and no space. Ranges go through copy_file_range, which a server of files
-carries out by itself, except where reading and writing is faster. Whenever the kernel refuses they are read and
-written, too.
+it, which is not used here): that takes no time and no space. Ranges go through copy_file_range, so that the bytes never
+come into this process. Everywhere else, and whenever the kernel refuses, they are read and written.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import sys
 from collections.abc import Callable
@@ -19,9 +17,9 @@ from phi4conv.files import PositionedReader, PositionedWriter, reading
 # Bytes for one call of the kernel: an interrupt and the progress wait for so many.
 PIECE_BYTES = 1 << 26
 
-# Bytes held at once where this process copies itself. On ext4 of Linux 6.18, 1 MiB keeps up with cp; with 64 KiB a copy
-# took 1.4 times as long, with 4 MiB up to 3 times.
-BUFFER_BYTES = 1 << 20
+# Bytes held at once where this process copies itself. On ext4 of Linux 6.18, more was faster with much free memory and
+# up to three times as slow (4 MiB) with little, where the kernel looks for large pages; less was slower.
+BUFFER_BYTES = 1 << 18
 
 # FICLONE of linux/fs.h, _IOW(0x94, 9, int); Python's fcntl knows it since 3.14.
 FICLONE = 0x40049409
@@ -62,7 +60,7 @@ def copy_range(
     """
     whole = Range(source, source_offset, target, target_offset, count)
     done = 0
-    while done < count and suits_kernel(whole):
+    while done < count:
         copied = copied_by_kernel(whole.part(done, PIECE_BYTES))
         if not copied:
             break
@@ -93,22 +91,6 @@ def clone(source: PositionedReader, target: PositionedWriter) -> bool:
     except OSError:  # another file system, or one that shares no blocks; a copy says what else is wrong
         return False
     return True
-
-
-def suits_kernel(whole: Range) -> bool:
-    """Whether copy_file_range is the faster way.
-
-    On a disk the kernel moves a page after the other, and one that lies across two pages of the target is handled
-    twice: with a flush, a copy took 1.4 times as long as cp's, and 1.1 times when it was read and written (ext4, Linux
-    6.18). File systems without a block device of their own (NFS, CIFS, Btrfs, tmpfs) do as well or much better.
-    """
-    shift = whole.target_offset - whole.source_offset
-    return shift % mmap.PAGESIZE == 0 or not on_block_device(whole.target)
-
-
-def on_block_device(file: PositionedWriter) -> bool:
-    """Whether a file's file system lies on a block device; True where the system does not say."""
-    return not hasattr(os, "major") or os.major(os.fstat(file.descriptor).st_dev) != 0
 
 
 def copied_by_kernel(piece: Range) -> int:

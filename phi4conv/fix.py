@@ -30,10 +30,11 @@ from phi4conv.check.expectation import (
 from phi4conv.check.model import Finding, Severity
 from phi4conv.check.proof import Proof, prove
 from phi4conv.errors import ConversionError, FormatError, Problem, RepairError
-from phi4conv.files import AtomicFile
+from phi4conv.files import AtomicFile, check_target, replaced_file
 from phi4conv.gguf_file.edit import Change, edited, edited_size, write_edited
-from phi4conv.gguf_file.layout import FLOAT_TYPES, INTEGER_TYPES, GGUFFile, MetadataPair, f32
+from phi4conv.gguf_file.layout import FLOAT_TYPES, INTEGER_TYPES, GGUFFile, MetadataPair, f32, f32s
 from phi4conv.gguf_file.read import read_gguf
+from phi4conv.gguf_file.write import encode_header
 from phi4conv.phi3.metadata import tokenizer_pairs
 from phi4conv.progress import Progress, Silent
 from phi4conv.vocab import Vocabulary
@@ -64,7 +65,16 @@ class Repair:
         return edited_size(self.file, self.changes)
 
 
-def plan_repair(path: Path, tokenizer: Path | None = None, settings: Sequence[str] = ()) -> Repair:
+def check_output(path: Path, out: Path, *, force: bool = False, in_place: bool = False) -> None:
+    """Refuse, before any work, an output that write_repaired would refuse after it; raises OutputError."""
+    if in_place:
+        replaced_file(out)
+    check_target(out, 0, force=force or in_place, inputs=() if in_place else (path,))
+
+
+def plan_repair(
+    path: Path, tokenizer: Path | None = None, settings: Sequence[str] = (), progress: Progress | None = None
+) -> Repair:
     """Examine a file, decide what to change, and prove the result in memory.
 
     tokenizer is the model folder; settings are KEY=VALUE, each typed as the key is.
@@ -77,6 +87,7 @@ def plan_repair(path: Path, tokenizer: Path | None = None, settings: Sequence[st
     """
     file = read_gguf(path)
     require_whole(file)
+    (progress or Silent()).note(f"examining the tokenizer of {path.name} ...")
     with beyond_repair():
         edited_size(file, [Change("phi4conv.nothing", None)])  # raises for damage that copying would carry along
         expected = choose_expectation(file, tokenizer)
@@ -216,6 +227,9 @@ def parse_setting(setting: str, file: GGUFFile, vocabulary: Vocabulary) -> Chang
     return Change(key, typed(key, value, like))
 
 
+# A value that does not fit is shown so far.
+SHOWN_VALUE = 80
+
 # Scalars that users set and that a file may lack, each with a value of its type.
 KNOWN_KEYS: Mapping[str, MetadataPair] = {
     key: MetadataPair(key, kind, None)
@@ -270,11 +284,24 @@ def typed(key: str, value: str, like: MetadataPair) -> MetadataPair:
     """
     kind = like.type
     try:
-        if kind == GGUFValueType.ARRAY:
-            return MetadataPair(key, kind, tuple(json_list(value, like)), like.item_type)
-        return MetadataPair(key, kind, scalar(value, kind))
+        value.encode()  # a shell passes on bytes that are no UTF-8, and JSON half of a surrogate pair
+        new = tuple(json_list(value, like)) if kind == GGUFValueType.ARRAY else scalar(value, kind)
+        pair = MetadataPair(key, kind, new, like.item_type)
+        require_fitting(pair)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{key}: {value!r} is not UTF-8") from error
     except ValueError as error:
-        raise ValueError(f"{key}: {value!r} is no {kind.name}: {error}") from error
+        kinds = kind.name if like.item_type is None else f"ARRAY of {like.item_type.name}"
+        raise ValueError(f"{key}: {value[:SHOWN_VALUE]!r} is no {kinds}: {error}") from error
+    return pair
+
+
+def require_fitting(pair: MetadataPair) -> None:
+    """Raise ValueError for a number that its type cannot hold."""
+    try:
+        encode_header([pair], ())
+    except ValueError as error:
+        raise ValueError("too large or too small") from error
 
 
 def scalar(value: str, kind: GGUFValueType) -> Any:
@@ -283,25 +310,33 @@ def scalar(value: str, kind: GGUFValueType) -> Any:
         return value
     if kind == GGUFValueType.BOOL:
         if value.lower() not in {"true", "false"}:
-            raise ValueError("true or false")
+            raise ValueError("expected true or false")
         return value.lower() == "true"
-    if kind in INTEGER_TYPES:
-        return int(value)
-    if kind == GGUFValueType.FLOAT32:
-        return f32("value", float(value)).value
-    return float(value)
+    try:
+        number = int(value) if kind in INTEGER_TYPES else float(value)
+    except ValueError as error:
+        raise ValueError("expected a number" if kind in FLOAT_TYPES else "expected a whole number") from error
+    return f32("the value", number).value if kind == GGUFValueType.FLOAT32 else number
 
 
 def json_list(value: str, like: MetadataPair) -> list[Any]:
     """The items of an array given in JSON, each of the array's type."""
-    items = json.loads(value)
-    kinds: dict[GGUFValueType, type | tuple[type, ...]] = {
-        GGUFValueType.STRING: str,
-        GGUFValueType.BOOL: bool,
-        **dict.fromkeys(INTEGER_TYPES, int),
+    try:
+        items = json.loads(value)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    kinds: dict[GGUFValueType, tuple[type, ...]] = {
+        GGUFValueType.STRING: (str,),
+        GGUFValueType.BOOL: (bool,),
+        **dict.fromkeys(INTEGER_TYPES, (int,)),
         **dict.fromkeys(FLOAT_TYPES, (int, float)),
     }
-    expected = kinds.get(like.item_type) if like.item_type is not None else None
-    if not isinstance(items, list) or expected is None or not all(isinstance(item, expected) for item in items):
-        raise ValueError(f"a JSON list of {like.item_type.name if like.item_type is not None else 'nothing'}")
+    item_type = GGUFValueType.ARRAY if like.item_type is None else like.item_type
+    # Not isinstance: to Python true is a number.
+    if not isinstance(items, list) or not all(type(item) in kinds.get(item_type, ()) for item in items):
+        raise ValueError(f"expected a JSON list of {item_type.name}")
+    for text in items if item_type == GGUFValueType.STRING else ():
+        text.encode()
+    if item_type == GGUFValueType.FLOAT32:
+        return list(f32s("value", items).value)
     return items

@@ -71,7 +71,6 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         monkeypatch.delattr(os, "copy_file_range", raising=False)
     else:
         monkeypatch.setattr(os, "copy_file_range", replacement, raising=False)
-    monkeypatch.setattr(copying, "on_block_device", lambda _: False)  # where shifted ranges are not the kernel's
     monkeypatch.setattr(copying, "PIECE_BYTES", 70_001)
     monkeypatch.setattr(copying, "BUFFER_BYTES", 30_001)
     return str(request.param)
@@ -159,40 +158,6 @@ def test_a_whole_copy_is_the_same_bytes(source: PositionedReader, target: Positi
     copy_whole(source, target, on_bytes=told.append)
     assert target.path.read_bytes() == content
     assert sum(told) == SIZE
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The counts of bytes that the kernel is asked to copy."""
-    asked: list[int] = []
-
-    def copy(*arguments: int) -> int:
-        asked.append(arguments[2])
-        return short(*arguments)
-
-    monkeypatch.setattr(os, "copy_file_range", copy, raising=False)
-    return asked
-
-
-@pytest.mark.parametrize(("shift", "by_kernel"), [(0, True), (1 << 16, True), (160, False)])
-def test_on_a_disk_the_kernel_copies_whole_pages(
-    source: PositionedReader, target: PositionedWriter, calls: list[int], *, shift: int, by_kernel: bool
-) -> None:
-    if not copying.on_block_device(target):
-        pytest.skip("the temporary folder is not on a disk")
-    copy_range(source, 0, target, shift, SIZE, on_bytes=lambda _: None)
-    assert bool(calls) == by_kernel
-    assert target.path.read_bytes() == bytes(shift) + source.read(0, SIZE)
-
-
-def test_elsewhere_the_kernel_copies_all(source: PositionedReader, small_disk: Path, calls: list[int]) -> None:
-    (small_disk / "target").touch()
-    writer = PositionedWriter(small_disk / "target")
-    try:
-        copy_range(source, 0, writer, 160, 100_000, on_bytes=lambda _: None)
-    finally:
-        writer.close()
-    assert calls[0] == 100_000
 
 
 def test_an_empty_file_is_copied(target: PositionedWriter, tmp_path: Path) -> None:

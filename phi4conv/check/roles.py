@@ -269,10 +269,10 @@ def sliding_window(case: Case) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (
+    general_name,  # before the rest, for which llama.cpp must load the file
     special_ids,
     other_roles,
     added_tokens,
     end_of_generation,
-    general_name,
     sliding_window,
 )

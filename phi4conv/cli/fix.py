@@ -37,7 +37,7 @@ LONGEST_KEY = 41  # "  tokenizer.ggml.padding_token_id", and what stands between
     help="Another value for a metadata key, typed as the key is (an array in JSON); repeatable.",
 )
 @click.option("--in-place", is_flag=True, help="Replace IN itself, in one step and only after success. No OUT then.")
-@click.option("--dry-run", is_flag=True, help="Show what would be changed, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be changed, and write nothing; needs no OUT.")
 @click.option("--force", is_flag=True, help="Replace OUT when it exists.")
 @output_options
 def fix(
@@ -58,20 +58,23 @@ def fix(
     proved right. A file without defects is copied as it is. Exit code 1 says that new metadata cannot
     repair the file; nothing is written then.
     """
-    from phi4conv.fix import plan_repair, write_repaired
+    from phi4conv.fix import check_output, plan_repair, write_repaired
     from phi4conv.progress import choose_progress
 
-    if in_place == (out is not None):
+    if (in_place and out) or not (in_place or out or dry_run):
         raise click.UsageError("expected IN.gguf OUT.gguf, or IN.gguf --in-place")
+    target = out or broken
+    progress = choose_progress(quiet=quiet)
+    if not dry_run:
+        check_output(broken, target, force=force, in_place=in_place)
     try:
-        repair = plan_repair(broken, tokenizer, settings)
+        repair = plan_repair(broken, tokenizer, settings, progress)
     except ValueError as error:
         raise click.UsageError(f"--set {error}") from error
     show_warnings(repair.proof.notes, quiet=quiet)
-    target = out or broken
     written = not dry_run and not (in_place and not repair.changes)
     if written:
-        write_repaired(repair, target, force=force, in_place=in_place, progress=choose_progress(quiet=quiet))
+        write_repaired(repair, target, force=force, in_place=in_place, progress=progress)
     if as_json:
         show_json("fix", "fix", dry_run=dry_run, out=str(target) if written else None, **document(repair))
     elif not quiet:
@@ -137,7 +140,8 @@ def old_and_new(old: MetadataPair | None, new: MetadataPair | None) -> tuple[str
     if old is None or new is None:
         return ("absent" if old is None else shown_value(old), "removed" if new is None else shown_value(new))
     if (old.type, old.item_type) != (new.type, new.item_type):
-        return f"{(old.item_type or old.type).name} {shown_value(old)}", shown_value(new)
+        kind = old.type if old.item_type is None else old.item_type
+        return f"{kind.name} {shown_value(old)}", shown_value(new)
     if isinstance(old.value, str) and min(len(old.value), len(new.value)) > SHORTEST_VALUE:
         place = first_difference(old.value, new.value)
         return around(old.value, place, 12), around(new.value, place, 12)

@@ -67,13 +67,17 @@ def verify_tokenizer(
     if len(paths) > 2:
         raise click.UsageError(f"expected [MODEL_DIR] OUT.gguf, found {len(paths)} paths")
     *folder, path = paths
+    if path.is_dir() and folder and folder[0].is_file():
+        raise click.UsageError(f"the folder comes first: verify-tokenizer {path} {folder[0]}")
     texts = read_user_texts(text_files)
     file = read_gguf(path)
     require_readable(file)
     expected = expected_from_folder(file, folder[0]) if folder else expected_of_phi4(file)
     expected = replace(expected, notes=(*format_notes(file), *expected.notes))
     options = ProofOptions(user_texts=texts, fuzz=fuzz, seed=seed, llama_cpp=runtime == "llama.cpp")
-    proof = prove(file, expected, options, choose_progress(quiet=quiet))
+    progress = choose_progress(quiet=quiet)
+    progress.note(f"examining the tokenizer of {path.name} ...")
+    proof = prove(file, expected, options, progress)
     show_warnings(proof.notes, quiet=quiet)
     if as_json:
         show_json("verify-tokenizer", "verify-tokenizer", **proof_document(proof))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import TINY, TINY_BROKEN
-from gguf import Keys
+from gguf import Keys, TokenType
 from mutations import MUTATIONS
 from one_change import LOADS, RESTORED, Mutation, changes_of, mutated
 from proofs import COMPARISONS, RememberedFolder, defects, is_good, tensor_bytes
@@ -22,11 +22,12 @@ from phi4conv.convert import convert
 from phi4conv.errors import RepairError
 from phi4conv.files import AtomicFile
 from phi4conv.fix import plan_repair, write_repaired
-from phi4conv.gguf_file.edit import edited, write_edited
-from phi4conv.gguf_file.layout import GGUFFile, u32
+from phi4conv.gguf_file.edit import Change, edited, edited_size, write_edited
+from phi4conv.gguf_file.layout import GGUFFile, i32s, texts
 from phi4conv.gguf_file.read import read_gguf
 from phi4conv.phi3 import ConversionOptions
 from phi4conv.progress import Silent
+from phi4conv.vocab import pad_text
 
 K = Keys.Tokenizer
 
@@ -43,9 +44,14 @@ TELLING = (
     "template of the first release",
 )
 
-# The file's own tokens do not tell these: without the model folder nothing is found, and nothing mended.
-UNTOLD = (
-    "a token's text changed",
+# Each mends another part of a file.
+MENDING = (
+    "merges missing",
+    "tokens as raw text",
+    "half of the tokens dropped",
+    "called Phi-3",
+    "model llama",
+    "eos -1",
 )
 
 
@@ -66,6 +72,14 @@ def tiny() -> Iterator[RememberedFolder]:
 
 def expected_defects(mutation: Mutation) -> list[tuple[str, str, str]]:
     return [(mutation.severity.name, *mutation.root)] if mutation.root else []
+
+
+def told_by_the_file(mutation: Mutation) -> bool:
+    """Whether a file without its source tells what is wrong: tokens are taken for right, templates for one's own."""
+    if mutation.root is None or mutation.name == "tokens numbers":
+        return False
+    check, code = mutation.root
+    return check != "tokenizer/tokens" and (check != "tokenizer/chat-template" or code == "first-release")
 
 
 def consequences(finding: Finding) -> set[str]:
@@ -166,15 +180,81 @@ def test_one_check_may_find_several_keys_wrong(good: GGUFFile, tiny: RememberedF
     assert diagnosis.mended.file.metadata == good.metadata
 
 
-def padded(good: GGUFFile, kinds: list[int]) -> GGUFFile:
-    """The good file with a [PADn] row for each type."""
-    from gguf import TokenType
-    from phi4conv.gguf_file.edit import Change
-    from phi4conv.gguf_file.layout import i32s, texts
-    from phi4conv.vocab import pad_text
+PADDING_ROWS = 3
 
-    tokens, types = list(good.strings(K.LIST)), list(good.integers(K.TOKEN_TYPE))
-    assert TokenType.UNUSED not in types
-    names = [pad_text(row) for row in range(len(tokens), len(tokens) + len(kinds))]
-    pairs = (texts(K.LIST, tokens + names), i32s(K.TOKEN_TYPE, types + kinds))
-    return edited(good, [Change(pair.key, pair) for pair in pairs])
+
+@pytest.mark.parametrize("kind", [TokenType.NORMAL, TokenType.CONTROL, TokenType.USER_DEFINED])
+def test_a_row_without_a_token_is_of_type_unused(good: GGUFFile, tiny: RememberedFolder, kind: TokenType) -> None:
+    count = len(good.strings(K.LIST))
+    rows = range(count, count + PADDING_ROWS)
+    tokens = texts(K.LIST, [*good.strings(K.LIST), *map(pad_text, rows)])
+    types = [*good.integers(K.TOKEN_TYPE), *[int(TokenType.UNUSED)] * PADDING_ROWS]
+    padded = edited(good, [Change(K.LIST, tokens), Change(K.TOKEN_TYPE, i32s(K.TOKEN_TYPE, types))])
+    assert is_good(prove(padded, tiny.expected(padded)))
+    types[-1] = int(kind)
+    wrong = edited(padded, [Change(K.TOKEN_TYPE, i32s(K.TOKEN_TYPE, types))])
+    diagnosis = diagnose(Case(wrong, tiny.expected(wrong)))
+    assert defects(diagnosis.roots) == [("FAIL", "tokenizer/token-types", "different")]
+    assert diagnosis.mended.file.metadata == padded.metadata
+
+
+def test_the_broken_sentencepiece_table_is_one_defect_beside_those_of_the_first_release(
+    tiny: RememberedFolder,
+) -> None:
+    broken = read_gguf(TINY_BROKEN)
+    proof = prove(broken, tiny.expected(broken))
+    assert sorted(defects(proof.findings)) == [
+        ("FAIL", "phi3/sliding-window", "wrong"),
+        ("FAIL", "tokenizer/chat-template", "no-generation-prompt"),
+        ("FAIL", "tokenizer/eos-id", "first-release"),
+        ("FAIL", "tokenizer/model", "sentencepiece-from-bpe"),
+        ("FAIL", "tokenizer/pad-id", "first-release"),
+    ]
+    table = next(finding for finding in proof.findings if finding.id == "tokenizer/model")
+    assert consequences(table) >= {"tokenizer/ids", "tokenizer/own-texts", "tokenizer/texts", "tokenizer/conversations"}
+    assert not proof.is_right
+    mended = proof.diagnosis.mended.file
+    assert is_good(prove(mended, tiny.expected(mended)))
+
+
+@pytest.mark.parametrize(
+    "mutation",
+    [pytest.param(mutation, id=name) for name, mutation in MUTATIONS.items() if told_by_the_file(mutation)],
+)
+def test_without_the_model_folder_the_file_itself_tells_how_to_mend_it(
+    good: GGUFFile, tiny: RememberedFolder, mutation: Mutation
+) -> None:
+    wrong = mutated(good, mutation)
+    mended = diagnose(Case(wrong, expected_of_file(wrong))).mended.file
+    if mutation.mended == RESTORED:
+        assert mended.metadata == good.metadata
+    assert defects(diagnose(Case(mended, tiny.expected(mended))).roots) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["tokens missing", "tokens numbers", "a token twice", "tokens as raw text", "a byte's token renamed"]
+)
+def test_without_the_model_folder_tokens_that_tell_nothing_are_beyond_repair(
+    tmp_path: Path, good: GGUFFile, name: str
+) -> None:
+    path = written(mutated(good, MUTATIONS[name]).metadata, tmp_path / "wrong.gguf")
+    with pytest.raises(RepairError, match="do not tell what its tokenizer should be"):
+        plan_repair(path)
+
+
+def test_no_repair_touches_the_bytes_of_a_tensor(tmp_path: Path, good: GGUFFile, tiny: RememberedFolder) -> None:
+    convert(TINY, tmp_path / "whole.gguf", ConversionOptions(file_type="Q8_0"))
+    whole = read_gguf(tmp_path / "whole.gguf")
+    before = dict(tensor_bytes(whole))
+    assert sum(map(len, before.values())) == sum(entry.size_bytes for entry in whole.tensors) > 0
+    assert tiny.expected(whole).vocabulary.texts == tuple(good.strings(K.LIST))
+    for name in MENDING:
+        path, mended = tmp_path / "wrong.gguf", tmp_path / "mended.gguf"
+        changes = changes_of(whole, MUTATIONS[name])
+        with AtomicFile(path, edited_size(whole, changes), force=True) as out:
+            write_edited(whole, changes, out, Silent())
+            out.commit()
+        write_repaired(plan_repair(path, TINY), mended, force=True)
+        assert dict(tensor_bytes(read_gguf(mended))) == before, name
+        if MUTATIONS[name].mended == RESTORED:
+            assert mended.read_bytes() == whole.path.read_bytes(), name

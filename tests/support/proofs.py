@@ -51,9 +51,7 @@ class RememberedFolder:
         """What the folder says that a file's tokenizer should be."""
         return replace(expected_from_folder(file, folder or self.folder), given_source=self.source)
 
-    def render(
-        self, template: str, chats: Sequence[Chat], *, special_tokens: Mapping[str, str]
-    ) -> list[Rendering]:
+    def render(self, template: str, chats: Sequence[Chat], *, special_tokens: Mapping[str, str]) -> list[Rendering]:
         """The prompts of all chats."""
         if template not in self._rendered:
             self._rendered[template] = render_chats(template, chats, special_tokens=special_tokens)
