@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,8 @@ from phi4conv.check.expectation import (
 )
 from phi4conv.check.model import Finding, Severity
 from phi4conv.check.proof import Proof, prove
-from phi4conv.errors import ConversionError, FormatError, Problem, RepairError
-from phi4conv.files import AtomicFile, check_target, replaced_file
+from phi4conv.errors import ConversionError, FormatError, OutputError, Problem, RepairError
+from phi4conv.files import DEFAULT_ADVICE, AtomicFile, check_target, replaced_file
 from phi4conv.gguf_file.edit import Change, edited, edited_size, write_edited
 from phi4conv.gguf_file.layout import FLOAT_TYPES, INTEGER_TYPES, GGUFFile, MetadataPair, f32, f32s
 from phi4conv.gguf_file.read import read_gguf
@@ -69,7 +70,11 @@ def check_output(path: Path, out: Path, *, force: bool = False, in_place: bool =
     """Refuse, before any work, an output that write_repaired would refuse after it; raises OutputError."""
     if in_place:
         replaced_file(out)
-    check_target(out, 0, force=force or in_place, inputs=() if in_place else (path,))
+    about = path.stat().st_size if path.is_file() else 0  # new metadata add or take a few megabytes
+    check_target(out, about, force=force or in_place, inputs=() if in_place else (path,))
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        found = "its folder cannot be written to"
+        raise OutputError(Problem("the output cannot be written", str(out), found=found, next_step=DEFAULT_ADVICE))
 
 
 def plan_repair(
@@ -87,10 +92,10 @@ def plan_repair(
     """
     file = read_gguf(path)
     require_whole(file)
-    (progress or Silent()).note(f"examining the tokenizer of {path.name} ...")
     with beyond_repair():
         edited_size(file, [Change("phi4conv.nothing", None)])  # raises for damage that copying would carry along
         expected = choose_expectation(file, tokenizer)
+        (progress or Silent()).note(f"examining the tokenizer of {path.name} ...")
         diagnosis = diagnose(Case(file, expected))
     chosen = tuple(parse_setting(setting, file, expected.vocabulary) for setting in settings)
     by_key = {change.key: change for change in (*found_changes(diagnosis), *chosen)}

@@ -224,14 +224,14 @@ def as_document(inspection: Inspection) -> dict[str, Any]:
     file = inspection.file
     bits = inspection.bits_per_weight
     return {
-        "file": _json_value(str(file.path)),
+        "file": json_value(str(file.path)),
         "size_bytes": file.file_size,
         "version": file.version,
         "byte_order": file.byte_order,
         "alignment": file.alignment,
         "data_offset": file.data_offset,
         "header_complete": file.header_complete,
-        "architecture": _json_value(file.architecture),
+        "architecture": json_value(file.architecture),
         "file_type": inspection.file_type,
         "weights": inspection.weight_count,
         "tensor_bytes": inspection.tensor_bytes,
@@ -249,7 +249,7 @@ def as_document(inspection: Inspection) -> dict[str, Any]:
         "metadata": metadata_document(file.metadata.values()),
         "tensors": [
             {
-                "name": _json_value(entry.name),
+                "name": json_value(entry.name),
                 "shape": list(entry.shape),
                 "type": entry.type_name,
                 "offset": entry.offset,
@@ -258,7 +258,7 @@ def as_document(inspection: Inspection) -> dict[str, Any]:
             for entry in file.tensors
         ],
         "defects": [
-            {"code": flaw.code, "message": flaw.message, "where": _json_value(flaw.where), "offset": flaw.offset}
+            {"code": flaw.code, "message": flaw.message, "where": json_value(flaw.where), "offset": flaw.offset}
             for flaw in file.defects
         ],
     }
@@ -268,19 +268,19 @@ def _vocabulary_document(vocabulary: VocabularySummary | None) -> dict[str, Any]
     if vocabulary is None:
         return None
     return {
-        "model": _json_value(vocabulary.model),
-        "pre": _json_value(vocabulary.pre),
+        "model": json_value(vocabulary.model),
+        "pre": json_value(vocabulary.pre),
         "tokens": vocabulary.token_count,
         "token_types": dict(vocabulary.token_types),
         "merges": vocabulary.merge_count,
         "special": [
-            {"role": _json_value(token.role), "id": token.id, "text": _json_value(token.text)}
+            {"role": json_value(token.role), "id": token.id, "text": json_value(token.text)}
             for token in vocabulary.special
         ],
         "add_bos": vocabulary.add_bos,
         "add_eos": vocabulary.add_eos,
         "chat_template_length": vocabulary.chat_template_length,
-        "extra_templates": _json_value(vocabulary.extra_templates),
+        "extra_templates": json_value(vocabulary.extra_templates),
     }
 
 
@@ -291,28 +291,29 @@ def metadata_document(pairs: Iterable[MetadataPair]) -> dict[str, Any]:
     >>> metadata_document([layout.u32("phi3.block_count", 40)])
     {'phi3.block_count': {'type': 'UINT32', 'value': 40}}
     """
-    return {_json_value(pair.key): _pair_document(pair) for pair in pairs}
+    return {json_value(pair.key): _pair_document(pair) for pair in pairs}
 
 
 def _pair_document(pair: MetadataPair) -> dict[str, Any]:
     if pair.type != GGUFValueType.ARRAY:
-        return {"type": pair.type.name, "value": _json_value(pair.value)}
+        return {"type": pair.type.name, "value": json_value(pair.value)}
     document: dict[str, Any] = {"type": pair.type.name, "item_type": None, "length": len(pair.value)}
     if pair.item_type is not None:
         document["item_type"] = pair.item_type.name
     if len(pair.value) <= LISTED_ITEMS:
-        return {**document, "value": _json_value(pair.value)}
-    return {**document, "first": _json_value(pair.value[:FIRST_ITEMS])}
+        return {**document, "value": json_value(pair.value)}
+    return {**document, "first": json_value(pair.value[:FIRST_ITEMS])}
 
 
-def _json_value(value: Any) -> Any:
+def json_value(value: Any) -> Any:
+    """A metadata value in JSON's types: bad bytes as U+FFFD, NaN and infinities as strings, inner arrays cut short."""
     if isinstance(value, str):
         return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, InnerArray):
         kind = value.item_type.name
-        return {"item_type": kind, "length": len(value.items), "first": _json_value(value.items[:FIRST_ITEMS])}
+        return {"item_type": kind, "length": len(value.items), "first": json_value(value.items[:FIRST_ITEMS])}
     if isinstance(value, (list, tuple, LazyStrings, Numbers)):
-        return [_json_value(item) for item in value]
+        return [json_value(item) for item in value]
     return value

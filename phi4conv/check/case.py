@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
-from gguf import GGUF_DEFAULT_ALIGNMENT, TokenType
+from gguf import TokenType
 from gguf.constants import Keys
 
 from phi4conv.check.expectation import Expectation
 from phi4conv.errors import FormatError
-from phi4conv.gguf_file.edit import Change, edited
+from phi4conv.gguf_file.edit import Change, with_metadata
 from phi4conv.gguf_file.layout import GGUFFile
 from phi4conv.phi3.metadata import SPECIAL_ID_KEYS, tokenizer_pairs
 from phi4conv.reference.llama_vocab import LlamaVocab, load_vocab
@@ -101,6 +101,5 @@ class Case:
         return (*pairs, *(Change(key, None) for key in SENTENCEPIECE_KEYS if key in self.file.metadata))
 
     def after(self, changes: Iterable[Change]) -> Case:
-        """The case of the file with some metadata changed. What is wrong with its tensors is no matter here."""
-        metadata_alone = replace(self.file, tensors=(), defects=(), alignment=GGUF_DEFAULT_ALIGNMENT)
-        return Case(edited(metadata_alone, changes), self.expected)
+        """The case of the file with some metadata changed."""
+        return Case(with_metadata(self.file, changes), self.expected)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from phi4conv.check.attribution import Attribution
 from phi4conv.check.comparison import Comparison, Mismatch, Sample, batches
@@ -31,7 +31,6 @@ def ask_llama_cpp(file: GGUFFile, attribution: Attribution, groups: Iterable[Sam
     reference = attribution.tokenizer(0)
     with LlamaCpp() as llama:
         _ = llama.version
-        started = time.perf_counter()
         try:
             llama.load(file.path, vocab_only=True)
         except (FormatError, EngineError) as refusal:
@@ -45,7 +44,6 @@ def ask_llama_cpp(file: GGUFFile, attribution: Attribution, groups: Iterable[Sam
         for group in groups:
             for batch in batches(group.samples()):
                 compare_batch(llama, batch, attribution, outcome)
-        outcome.source_seconds = max(0.0, time.perf_counter() - started - outcome.file_seconds)
     if outcome.mismatches:
         attribution.roots.append(
             mismatch_finding(
@@ -73,10 +71,9 @@ def compare_settings(llama: LlamaCpp, attribution: Attribution) -> None:
 
 def compare_batch(llama: LlamaCpp, batch: Sequence[Sample], attribution: Attribution, outcome: Comparison) -> None:
     """One batch of texts through llama.cpp and through the file's tokenizer here."""
+    path = attribution.diagnosis.cases[0].file.path
     side = attribution.side(0)
-    started = time.perf_counter()
     answers = [(item, *side.encode(item)) for item in batch]
-    outcome.file_seconds += time.perf_counter() - started
     for parse_special in (True, False):
         for add_special in (True, False):
             chosen = [
@@ -84,16 +81,35 @@ def compare_batch(llama: LlamaCpp, batch: Sequence[Sample], attribution: Attribu
                 for item, ids, reason in answers
                 if not reason and (item.parse_special, item.add_special) == (parse_special, add_special)
             ]
-            actual = llama.tokenize(
-                [item.text for item, _ in chosen], add_special=add_special, parse_special=parse_special
-            )
             outcome.texts += len(chosen)
-            for (item, ids), theirs in zip(chosen, actual, strict=True):
-                outcome.tokens += len(theirs)
-                if tuple(theirs) != ids:
+            for (item, ids), theirs in zip(chosen, survived(llama, [item for item, _ in chosen], path), strict=True):
+                outcome.tokens += len(theirs or ())
+                if theirs is None or tuple(theirs) != ids:
                     outcome.wrong += 1
                     if len(outcome.mismatches) < SHOWN:
-                        outcome.mismatches.append(Mismatch(item, ids, tuple(theirs)))
+                        reason = "llama.cpp ends its process" if theirs is None else ""
+                        outcome.mismatches.append(Mismatch(item, ids, tuple(theirs or ()), reason))
+
+
+def survived(llama: LlamaCpp, items: Sequence[Sample], path: Path) -> list[list[int] | None]:
+    """llama.cpp's ids of texts that ask for the same treatment; None for one that ends its process.
+
+    A batch that it does not survive is cut in two, until the text is found.
+    """
+    if not items:
+        return []
+    try:
+        return [
+            *llama.tokenize(
+                [item.text for item in items], add_special=items[0].add_special, parse_special=items[0].parse_special
+            )
+        ]
+    except EngineError:
+        llama.load(path, vocab_only=True)
+        if len(items) == 1:
+            return [None]
+    middle = len(items) // 2
+    return survived(llama, items[:middle], path) + survived(llama, items[middle:], path)
 
 
 def disagreement(code: str, expected: str, actual: str) -> Finding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,8 +9,8 @@ from phi4conv.diff import Difference
 from phi4conv.diff.tensors import TensorDifference
 from phi4conv.diff.values import ArrayDifference, PairDifference
 from phi4conv.diff.vocabulary import ListDifference, SpecialDifference, VocabularyDifference
-from phi4conv.gguf_file.layout import Defect, GGUFFile, InnerArray, MetadataPair, TensorEntry
-from phi4conv.inspect import SpecialToken, metadata_document
+from phi4conv.gguf_file.layout import Defect, GGUFFile, MetadataPair, TensorEntry
+from phi4conv.inspect import SpecialToken, json_value, metadata_document
 
 
 def as_document(difference: Difference) -> dict[str, Any]:
@@ -34,14 +33,14 @@ def as_document(difference: Difference) -> dict[str, Any]:
         "vocabulary": _vocabulary(difference.vocabulary),
         "tensors": [_tensor_difference(each) for each in tensors.different],
         "tensors_equal": tensors.equal,
-        "tensors_not_compared": [{"name": _value(name), "reason": reason} for name, reason in tensors.unread],
+        "tensors_not_compared": [{"name": json_value(name), "reason": reason} for name, reason in tensors.unread],
         "other_tensor_order": tensors.other_order,
     }
 
 
 def _file(file: GGUFFile, own_defects: Iterable[Defect]) -> dict[str, Any]:
     return {
-        "file": _value(str(file.path)),
+        "file": json_value(str(file.path)),
         "size_bytes": file.file_size,
         "version": file.version,
         "byte_order": file.byte_order,
@@ -57,15 +56,15 @@ def _file(file: GGUFFile, own_defects: Iterable[Defect]) -> dict[str, Any]:
 def _defect(defect: Defect) -> dict[str, Any]:
     return {
         "code": defect.code,
-        "message": _value(defect.message),
-        "where": _value(defect.where),
+        "message": json_value(defect.message),
+        "where": json_value(defect.where),
         "offset": defect.offset,
     }
 
 
 def _pair_difference(difference: PairDifference) -> dict[str, Any]:
     document = {
-        "key": _value(difference.key),
+        "key": json_value(difference.key),
         "kind": difference.kind,
         "a": _pair(difference.a),
         "b": _pair(difference.b),
@@ -75,7 +74,7 @@ def _pair_difference(difference: PairDifference) -> dict[str, Any]:
     if difference.text is not None:
         text = difference.text
         place = {"position": text.position, "line": text.line, "column": text.column}
-        document["text"] = {**place, "a": _value(text.a), "b": _value(text.b)}
+        document["text"] = {**place, "a": json_value(text.a), "b": json_value(text.b)}
     return document
 
 
@@ -88,7 +87,9 @@ def _array(difference: ArrayDifference) -> dict[str, Any]:
         "length_a": len(difference.a),
         "length_b": len(difference.b),
         "differing": len(difference.indices),
-        "items": [{"index": item.index, "a": _value(item.a), "b": _value(item.b)} for item in difference.items()],
+        "items": [
+            {"index": item.index, "a": json_value(item.a), "b": json_value(item.b)} for item in difference.items()
+        ],
     }
 
 
@@ -113,22 +114,22 @@ def _list(difference: ListDifference | None) -> dict[str, Any] | None:
         "length_a": len(array.a),
         "length_b": len(array.b),
         "differing": len(array.indices),
-        "only_a": [_value(text) for text in difference.only_a],
-        "only_b": [_value(text) for text in difference.only_b],
+        "only_a": [json_value(text) for text in difference.only_a],
+        "only_b": [json_value(text) for text in difference.only_b],
     }
 
 
 def _special_difference(difference: SpecialDifference) -> dict[str, Any]:
-    return {"role": _value(difference.role), "a": _special(difference.a), "b": _special(difference.b)}
+    return {"role": json_value(difference.role), "a": _special(difference.a), "b": _special(difference.b)}
 
 
 def _special(token: SpecialToken | None) -> dict[str, Any] | None:
-    return None if token is None else {"id": token.id, "text": _value(token.text)}
+    return None if token is None else {"id": token.id, "text": json_value(token.text)}
 
 
 def _tensor_difference(difference: TensorDifference) -> dict[str, Any]:
     return {
-        "name": _value(difference.name),
+        "name": json_value(difference.name),
         "a": _tensor(difference.a),
         "b": _tensor(difference.b),
         "first_byte": difference.first_byte,
@@ -139,14 +140,3 @@ def _tensor(entry: TensorEntry | None) -> dict[str, Any] | None:
     if entry is None:
         return None
     return {"shape": list(entry.shape), "type": entry.type_name, "offset": entry.offset, "size_bytes": entry.size_bytes}
-
-
-def _value(value: Any) -> Any:
-    """A text, number or item of an array as JSON has it."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, InnerArray):
-        return [_value(item) for item in value.items]
-    return value

@@ -82,6 +82,14 @@ def edited(file: GGUFFile, changes: Iterable[Change]) -> GGUFFile:
     return replace(file, version=WRITTEN_VERSION, alignment=alignment, metadata=metadata, defects=tuple(kept))
 
 
+def with_metadata(file: GGUFFile, changes: Iterable[Change]) -> GGUFFile:
+    """The file with other metadata, for looking at those alone: whether it could be written is not asked.
+
+    Changes are applied as in edited().
+    """
+    return replace(file, metadata=_metadata_after(file, changes))
+
+
 def edited_size(file: GGUFFile, changes: Iterable[Change]) -> int:
     """The size in bytes of what write_edited writes; raises what edited raises."""
     changes = tuple(changes)
@@ -171,8 +179,8 @@ def _write_around(header: Header, writer: PositionedWriter) -> None:
     os.ftruncate(writer.descriptor, header.size_bytes)
 
 
-def _changed(file: GGUFFile, changes: Iterable[Change]) -> tuple[dict[str, MetadataPair], int]:
-    """The new metadata in their order, and the new alignment in bytes."""
+def _metadata_after(file: GGUFFile, changes: Iterable[Change]) -> dict[str, MetadataPair]:
+    """The new metadata in their order."""
     metadata = dict(file.metadata)
     for key, pair in ((change.key, change.pair) for change in changes):
         if pair is None:
@@ -184,6 +192,12 @@ def _changed(file: GGUFFile, changes: Iterable[Change]) -> tuple[dict[str, Metad
             place = place_for(key, list(metadata), str(architecture.value) if architecture else None)
             pairs = list(metadata.items())
             metadata = dict((*pairs[:place], (key, pair), *pairs[place:]))
+    return metadata
+
+
+def _changed(file: GGUFFile, changes: Iterable[Change]) -> tuple[dict[str, MetadataPair], int]:
+    """The new metadata in their order, and the new alignment in bytes."""
+    metadata = _metadata_after(file, changes)
     told = metadata.get(Keys.General.ALIGNMENT)
     if told is None:
         return metadata, GGUF_DEFAULT_ALIGNMENT
