@@ -30,11 +30,16 @@ def model(case: Case) -> Iterator[Finding]:
         yield failed("tokenizer/model", model_fault(stated, case.texts, case.right), key, changes, hint)
 
 
+def is_bpe(case: Case) -> bool:
+    """Whether merges and split regex matter: llama.cpp looks at them in no other kind of vocabulary."""
+    return case.file.text(Keys.Tokenizer.MODEL) == "gpt2"
+
+
 def pre(case: Case) -> Iterator[Finding]:
     """The name of the split regex."""
     key = Keys.Tokenizer.PRE
     stated, right = case.file.text(key), case.right.pre
-    if stated != right and not splits_alike(stated or "", right):
+    if is_bpe(case) and stated != right and not splits_alike(stated or "", right):
         changes = [Change(key, text(key, right))]
         yield failed("tokenizer/pre", pre_fault(stated, right), key, changes, override(key, "str", right))
 
@@ -90,7 +95,7 @@ def scores(case: Case) -> Iterator[Finding]:
 def merges(case: Case) -> Iterator[Finding]:
     """The merges, in rank order."""
     key = Keys.Tokenizer.MERGES
-    if case.merges != case.right.merges:
+    if is_bpe(case) and case.merges != case.right.merges:
         changes = [Change(key, texts(key, case.right.merges))]
         yield failed("tokenizer/merges", merge_fault(case.merges, case.right), key, changes)
 
@@ -98,7 +103,9 @@ def merges(case: Case) -> Iterator[Finding]:
 def merge_order(case: Case) -> Iterator[Finding]:
     """That merge i makes token 256 + i, as in every vocabulary that tiktoken trained: a check within the file alone."""
     first = len(byte_alphabet())
-    if any(made_by(merge) != text for merge, text in zip(case.right.merges, case.right.texts[first:], strict=False)):
+    if not is_bpe(case) or any(
+        made_by(merge) != text for merge, text in zip(case.right.merges, case.right.texts[first:], strict=False)
+    ):
         return  # the model's own vocabulary is of another kind
     pairs = list(zip(case.merges, case.texts[first:], strict=False))
     if wrong := [rank for rank, (merge, text) in enumerate(pairs) if made_by(merge) != text]:

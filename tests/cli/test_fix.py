@@ -300,7 +300,8 @@ def test_a_disk_that_is_too_small_is_told(broken: Path, small_disk: Path) -> Non
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
     broken: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phi4conv.files.check_target", lambda *_, **__: None)
+    for module in ("files", "fix"):
+        monkeypatch.setattr(f"phi4conv.{module}.check_target", lambda *_, **__: None)
     result = run(broken, small_disk / "out.gguf", "--quiet")
     assert result.exit_code == 2
     assert "No space left" in result.stderr

@@ -138,7 +138,7 @@ def token_lists() -> Iterator[Mutation]:
     yield named("a token twice", "duplicate", lambda tokens: replaced(tokens, TOKEN, tokens[400]), ABORTS)
     yield Mutation(
         "tokens as raw text",
-        lambda good: respelled(good, {token: raw(token) for token in tokens_of(good)[: first_special(good)]}),
+        lambda good: respelled(good, dict(enumerate(map(raw, tokens_of(good)[: first_special(good)])))),
         ("tokenizer/tokens", "raw-text"),
         llama_cpp=ABORTS,
     )
@@ -147,8 +147,8 @@ def token_lists() -> Iterator[Mutation]:
         lambda good: respelled(
             good,
             {
-                token: raw_bytes(token).decode("utf-8", "surrogateescape")
-                for token in tokens_of(good)[1 : first_special(good)]
+                token_id: raw_bytes(token).decode("utf-8", "surrogateescape")
+                for token_id, token in enumerate(tokens_of(good)[: first_special(good)])
             },
         ),
         ("tokenizer/tokens", "raw-text"),
