@@ -90,6 +90,19 @@ def first_release_template() -> str:
     return template(FIRST_TEMPLATE_FILE)
 
 
+def old_templates() -> dict[str, str]:
+    """Chat templates of published Phi-4 files that are known to be wrong, by name.
+
+    Raises:
+        FormatError: The installation is damaged.
+    """
+    today = template(TEMPLATE_FILE)
+    return {
+        "first-release": first_release_template(),
+        "no-generation-prompt": today.partition("{% if add_generation_prompt %}")[0],
+    }
+
+
 def tokens_and_merges() -> tuple[list[str], list[str]]:
     """The texts of the tokens that are bytes or made by merges, in id order, and the merges as "a b"."""
     try:

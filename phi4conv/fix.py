@@ -24,10 +24,10 @@ from phi4conv.check.expectation import (
     Expectation,
     Origin,
     expected_from_folder,
-    expected_of_file,
     expected_of_phi4,
     has_phi4_shape,
 )
+from phi4conv.check.inferred import contradictions, expected_of_file
 from phi4conv.check.model import Finding, Severity
 from phi4conv.check.proof import Proof, prove
 from phi4conv.errors import ConversionError, FormatError, OutputError, Problem, RepairError
@@ -97,6 +97,7 @@ def plan_repair(
         expected = choose_expectation(file, tokenizer)
         (progress or Silent()).note(f"examining the tokenizer of {path.name} ...")
         diagnosis = diagnose(Case(file, expected))
+    require_agreement(diagnosis, expected, path)
     chosen = tuple(parse_setting(setting, file, expected.vocabulary) for setting in settings)
     by_key = {change.key: change for change in (*found_changes(diagnosis), *chosen)}
     changes = tuple(change for change in by_key.values() if file.metadata.get(change.key) != change.pair)
@@ -105,6 +106,14 @@ def plan_repair(
     if left:
         raise RepairError(*(still_wrong(finding, path, expected.origin) for finding in left))
     return Repair(file, expected, diagnosis.mending, chosen, changes, proof)
+
+
+def require_agreement(diagnosis: Diagnosis, expected: Expectation, path: Path) -> None:
+    """Raise RepairError where two things in a file contradict each other, and only the file itself is known."""
+    if expected.origin is Origin.FILE_ITSELF:
+        unclear = [still_wrong(finding, path, expected.origin) for finding in contradictions(diagnosis.mending)]
+        if unclear:
+            raise RepairError(*unclear)
 
 
 def found_changes(diagnosis: Diagnosis) -> tuple[Change, ...]:

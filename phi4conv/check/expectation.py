@@ -1,7 +1,7 @@
 """The vocabulary that a file is held against, and where it comes from.
 
 In order of trust: the model folder that the file was made from; the vocabulary of Phi-4 that phi4conv carries, for
-files of Phi-4's shape; and, for repairs alone, what follows from the file itself.
+files of Phi-4's shape; and, for repairs alone, what follows from the file itself (check/inferred.py).
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from pathlib import Path
 from gguf import TokenType
 from gguf.constants import Keys
 
-from phi4conv.carried import PHI4_ROWS, PHI4_WIDTH, first_release_template, phi4_vocabulary
+from phi4conv.carried import PHI4_ROWS, PHI4_WIDTH, phi4_vocabulary
 from phi4conv.errors import ConversionError, FormatError, Problem
 from phi4conv.gguf_file.layout import GGUFFile
-from phi4conv.hf.config import read_config
-from phi4conv.hf.pre_tokenizer import LLAMA_CPP_NAMES
+from phi4conv.hf.chat_template import is_there
+from phi4conv.hf.json_file import read_json_object
 from phi4conv.hf.source import SourceTokenizer, read_source, source_of
-from phi4conv.merges import derive_merges
-from phi4conv.phi3.metadata import ARCHITECTURE, SPECIAL_ID_KEYS
-from phi4conv.vocab import PHI4_SEPARATOR, SpecialIds, Vocabulary, byte_alphabet, pad_text
+from phi4conv.vocab import PHI4_SEPARATOR, Vocabulary, pad_text
 
 EMBEDDING = "token_embd.weight"
 BEGIN_OF_TEXT = "<|endoftext|>"
@@ -87,20 +85,24 @@ def expected_from_folder(file: GGUFFile, folder: Path) -> Expectation:
     """
     reading = read_source(folder)
     vocabulary = reading.source.vocabulary
-    window = None
-    if file.architecture == ARCHITECTURE and (folder / "config.json").exists():
-        window = read_config(folder).sliding_window or 0
-    elif is_phi4(vocabulary.ids):
-        window = 0
     return Expectation(
         vocabulary=padded_to_file(vocabulary, file),
         origin=Origin.MODEL_FOLDER,
         origin_text=str(folder),
         padding_ids=own_padding(vocabulary),
-        sliding_window=window,
+        sliding_window=window_of_folder(folder, vocabulary),
         notes=reading.warnings,
         given_source=reading.source,
     )
+
+
+def window_of_folder(folder: Path, vocabulary: Vocabulary) -> int | None:
+    """The sliding window of a model, 0 for none; None where nothing tells. Of config.json no more is asked."""
+    path = folder / "config.json"
+    if is_there(path):
+        window = read_json_object(path).get("sliding_window")
+        return window if isinstance(window, int) else 0
+    return 0 if is_phi4(vocabulary.ids) else None
 
 
 def padded_to_file(vocabulary: Vocabulary, file: GGUFFile) -> Vocabulary:
@@ -200,67 +202,9 @@ def no_source(file: GGUFFile) -> Problem:
     )
 
 
-def expected_of_file(file: GGUFFile) -> Expectation:
-    """What a file's own tokens tell of the rest of its tokenizer.
-
-    The tokens are taken for right. Merges follow from their order, types from what merges cannot make, and of a
-    Phi-4 (known by its separator token) everything else is known too.
-
-    Raises:
-        FormatError: The tokens are no byte-level vocabulary, so that nothing follows from them.
-    """
-    texts = tuple(file.strings(Keys.Tokenizer.LIST))
-    file_types = file.integers(Keys.Tokenizer.TOKEN_TYPE)
-    alphabet = set(byte_alphabet())
-    if not alphabet.issubset(texts) or len(set(texts)) != len(texts):
-        raise FormatError(nothing_to_go_by(file))
-    # Where the tokens stand in another order than they were made in, the file's own merges are all there is.
-    merges = derive_merges(texts, presumed_types(texts)) or tuple(file.strings(Keys.Tokenizer.MERGES))
-    ids = {text: token_id for token_id, text in enumerate(texts)}
-    phi4 = is_phi4(ids)
-    vocabulary = Vocabulary(
-        texts=texts,
-        types=own_types(texts, merges, file_types),
-        merges=merges,
-        pre=file.text(Keys.Tokenizer.PRE) or "",
-        special=own_special_ids(file),
-        add_bos=bool(file.flag(Keys.Tokenizer.ADD_BOS)),
-        add_eos=bool(file.flag(Keys.Tokenizer.ADD_EOS)),
-        chat_template=file.text(Keys.Tokenizer.CHAT_TEMPLATE),
-    )
-    if phi4:
-        vocabulary = as_phi4(vocabulary)
-    elif vocabulary.pre not in LLAMA_CPP_NAMES.values():
-        raise FormatError(nothing_to_go_by(file))
-    return Expectation(
-        vocabulary=vocabulary,
-        origin=Origin.FILE_ITSELF,
-        origin_text=Origin.FILE_ITSELF.value,
-        padding_ids=padding_ids(vocabulary) if phi4 else own_padding(vocabulary),
-        sliding_window=0 if phi4 else None,
-        known_template=False,
-    )
-
-
 def is_phi4(ids: Mapping[str, int]) -> bool:
     """Whether a vocabulary is of Phi-4's family, small ones for tests included."""
     return PHI4_SEPARATOR in ids and BEGIN_OF_TEXT in ids and END_OF_TURN in ids
-
-
-def as_phi4(vocabulary: Vocabulary) -> Vocabulary:
-    """The vocabulary with the ids, flags and, for the first release's, the template that Phi-4 has today."""
-    ids = vocabulary.ids
-    allowed = padding_ids(vocabulary)
-    pad = vocabulary.special.pad if vocabulary.special.pad in allowed else min(allowed, default=None)
-    template = vocabulary.chat_template
-    return replace(
-        vocabulary,
-        pre="dbrx",
-        special=SpecialIds(bos=ids[BEGIN_OF_TEXT], eos=ids[END_OF_TURN], eot=ids[END_OF_TURN], pad=pad),
-        add_bos=False,
-        add_eos=False,
-        chat_template=phi4_vocabulary().chat_template if template == first_release_template() else template,
-    )
 
 
 def padding_ids(vocabulary: Vocabulary) -> frozenset[int]:
@@ -271,48 +215,3 @@ def padding_ids(vocabulary: Vocabulary) -> frozenset[int]:
 def own_padding(vocabulary: Vocabulary) -> frozenset[int]:
     """The id that the vocabulary itself names for padding."""
     return frozenset() if vocabulary.special.pad is None else frozenset({vocabulary.special.pad})
-
-
-def presumed_types(texts: Sequence[str]) -> list[int]:
-    """CONTROL for every name in angle brackets, as special tokens have; NORMAL for all others."""
-    return [
-        int(TokenType.CONTROL if text.startswith("<|") and text.endswith("|>") else TokenType.NORMAL) for text in texts
-    ]
-
-
-def own_types(texts: Sequence[str], merges: Sequence[str], file_types: Sequence[int]) -> tuple[int, ...]:
-    """The types of tokens: what bytes and merges make is NORMAL, names in angle brackets are CONTROL.
-
-    A type that the file has stays where it can be meant: USER_DEFINED for any added token, UNUSED for [PADn].
-    """
-    made = {*byte_alphabet(), *(merge.replace(" ", "") for merge in merges)}
-    types = []
-    for token_id, text in enumerate(texts):
-        stated = file_types[token_id] if token_id < len(file_types) else None
-        if text == pad_text(token_id):
-            types.append(int(TokenType.UNUSED))
-        elif text in made:
-            types.append(int(TokenType.NORMAL))
-        elif stated == TokenType.USER_DEFINED and not text.startswith("<|"):
-            types.append(int(TokenType.USER_DEFINED))
-        else:
-            types.append(int(TokenType.CONTROL))
-    return tuple(types)
-
-
-def own_special_ids(file: GGUFFile) -> SpecialIds:
-    """The special ids as the file states them."""
-    stated = {role: file.number(key) for role, key in SPECIAL_ID_KEYS.items()}
-    return SpecialIds(**{role: int(value) for role, value in stated.items() if value is not None})
-
-
-def nothing_to_go_by(file: GGUFFile) -> Problem:
-    """The file's tokens cannot be trusted, and nothing else tells what they should be."""
-    return Problem(
-        "the file's own tokens do not tell what its tokenizer should be",
-        where=str(file.path),
-        expected="a byte-level vocabulary, each token once",
-        found=f"{file.text(Keys.Tokenizer.MODEL) or 'no'} vocabulary of {len(file.strings(Keys.Tokenizer.LIST)):,} "
-        "tokens",
-        next_step="give the folder with the model's tokenizer.json: --tokenizer MODEL_DIR",
-    )

@@ -146,7 +146,7 @@ def type_fault(found: Sequence[int], vocabulary: Vocabulary) -> Fault:
     right = vocabulary.types
     counts = f"{len(right):,} types", f"{len(found):,} types"
     if not found:
-        message = "the file has no token types: llama.cpp takes special tokens for ordinary text"
+        message = "the file has no token types: llama.cpp refuses to load it, or takes special tokens for ordinary text"
         return Fault("missing", message, counts[0], "none")
     if len(found) != len(right):
         message = (

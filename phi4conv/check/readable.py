@@ -6,13 +6,14 @@ from phi4conv.errors import FormatError, Problem
 from phi4conv.gguf_file.layout import GGUFFile
 
 # Defects (gguf_file/read.py lists them all) after which what was read of the metadata is not to be relied on.
+MADE_WRONGLY = "download the file again; if that does not help, it was made wrongly"
 UNREADABLE = {
     "unsupported-version": "make the file again from its checkpoint, with `phi4conv convert`",
     "big-endian": "make the file again from its checkpoint, with `phi4conv convert`",
     "truncated-header": "download or copy the file again",
-    "absurd-count": "download the file again; if that does not help, it was made wrongly",
-    "absurd-length": "download the file again; if that does not help, it was made wrongly",
-    "unknown-value-type": "download the file again; if that does not help, it was made wrongly",
+    "absurd-count": MADE_WRONGLY,
+    "absurd-length": MADE_WRONGLY,
+    "unknown-value-type": MADE_WRONGLY,
 }
 
 # More notes say no more than the first ones.
@@ -21,16 +22,18 @@ SHOWN_NOTES = 3
 
 def require_readable(file: GGUFFile) -> None:
     """Raise FormatError, with the first reason, for a file whose metadata cannot be examined."""
-    for flaw in file.defects:
-        if flaw.code in UNREADABLE:
-            raise FormatError(
-                Problem(
-                    f"the file's header cannot be read, so that its tokenizer cannot be examined ({flaw.code})",
-                    where=f"{file.path}, {flaw.where}",
-                    found=flaw.message,
-                    next_step=UNREADABLE[flaw.code],
-                )
+    reasons = [flaw for flaw in file.defects if flaw.code in UNREADABLE]
+    if not file.header_complete:
+        reasons += file.defects[-1:]  # the one at which reading stopped
+    for flaw in reasons[:1]:
+        raise FormatError(
+            Problem(
+                f"the file's header cannot be read, so that its tokenizer cannot be examined ({flaw.code})",
+                where=f"{file.path}, {flaw.where}",
+                found=flaw.message,
+                next_step=UNREADABLE.get(flaw.code, MADE_WRONGLY),
             )
+        )
 
 
 def format_notes(file: GGUFFile) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from phi4conv.check.vocabulary import override
 from phi4conv.gguf_file.edit import Change
 from phi4conv.gguf_file.layout import boolean, text, u32
 from phi4conv.phi3.metadata import ARCHITECTURE, PHI3_IN_NAME, SPECIAL_ID_KEYS, safe_name
+from phi4conv.reference.llama_vocab_rules import ID_KEYS
 
 FAIL, WARN, INFO = Severity.FAIL, Severity.WARN, Severity.INFO
 
@@ -147,22 +148,28 @@ def is_role_key(key: str) -> bool:
 
 
 def other_roles(case: Case) -> Iterator[Finding]:
-    """Ids of roles that are no business of a Phi's, such as eom, that name a token out of range."""
-    file, count = case.file, len(case.texts)
-    for key in file.metadata:
-        if is_role_key(key) and key not in SPECIAL_ID_KEYS.values():
-            stated = file.number(key)
-            if stated is None or not 0 <= stated < count:
-                yield Finding(
-                    "tokenizer/other-role-ids",
-                    WARN,
-                    "out-of-range",
-                    "the file gives a role to a token that it does not have; llama.cpp ignores it",
-                    key,
-                    f"an id below {count:,}",
-                    "no number" if stated is None else str(stated),
-                    (Change(key, None),),
-                )
+    """Ids of roles that are no business of a Phi's, such as eom, and those for filling in the middle."""
+    for key in filter(is_role_key, case.file.metadata):
+        if key not in SPECIAL_ID_KEYS.values():
+            yield from other_role(key, case)
+
+
+def other_role(key: str, case: Case) -> Iterator[Finding]:
+    """A role whose token is not there, or is not the one that llama.cpp knows for it by its text."""
+    check_id = "tokenizer/other-role-ids"
+    stated, count, removal = case.file.number(key), len(case.texts), (Change(key, None),)
+    if stated is None or not 0 <= stated < count:
+        message = "the file gives a role to a token that it does not have; llama.cpp ignores it"
+        shown = "no number" if stated is None else str(stated)
+        yield Finding(check_id, WARN, "out-of-range", message, key, f"an id below {count:,}", shown, removal)
+        return
+    fim_role = next((role for role, known in ID_KEYS if known == key and role.startswith("fim_")), "")
+    without = case.with_right_table.after(removal).loaded if fim_role else None
+    by_text = without.special.get(fim_role) if without else None
+    if by_text is not None and by_text != stated:
+        message = "the file names another token for filling in the middle than the one that is called so"
+        texts = case.right.texts
+        yield Finding(check_id, WARN, "wrong", message, key, named(by_text, texts), named(stated, texts), removal)
 
 
 def added_tokens(case: Case) -> Iterator[Finding]:

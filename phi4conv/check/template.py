@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from gguf.constants import Keys
 
-from phi4conv.carried import first_release_template, phi4_vocabulary
+from phi4conv.carried import old_templates
 from phi4conv.check.case import Case
 from phi4conv.check.expectation import Origin
 from phi4conv.check.faults import Fault
@@ -16,6 +16,14 @@ from phi4conv.gguf_file.layout import text
 
 CHECK_ID = "tokenizer/chat-template"
 KEY = Keys.Tokenizer.CHAT_TEMPLATE
+
+# What is wrong with each of carried.old_templates().
+OLD_TEMPLATES = {
+    "first-release": "the template of Phi-4's first release: it opens an answer of the assistant after every user "
+    "turn, asked for or not",
+    "no-generation-prompt": "the template ignores add_generation_prompt: the model is never told that it is its "
+    "turn, and may go on writing the user's",
+}
 
 
 def chat_template(case: Case) -> Iterator[Finding]:
@@ -45,26 +53,12 @@ def template_fault(stated: str | None, right: str) -> Fault:
     if not stated:
         message = "the file has no chat template: programs guess one, and Phi-4's separator token is in none of them"
         return Fault("missing", message, *shown)
-    if stated == first_release_template():
-        message = (
-            "the template of Phi-4's first release: it opens an answer of the assistant after every user turn, asked "
-            "for or not"
-        )
-        return Fault("first-release", message, *shown)
-    if stated == without_generation_prompt(phi4_vocabulary().chat_template or ""):
-        message = (
-            "the template ignores add_generation_prompt: the model is never told that it is its turn, and may go on "
-            "writing the user's"
-        )
-        return Fault("no-generation-prompt", message, *shown)
+    name = next((name for name, old in old_templates().items() if old == stated), None)
+    if name is not None:
+        return Fault(name, OLD_TEMPLATES[name], *shown)
     place = first_difference(right, stated)
     message = f"the chat template is not the model's: the two part at character {place:,}"
     return Fault("different", message, around(right, place), around(stated, place))
-
-
-def without_generation_prompt(template: str) -> str:
-    """Phi-4's template as some files have it, without its last part."""
-    return template.partition("{% if add_generation_prompt %}")[0]
 
 
 def named_templates(case: Case) -> Iterator[Finding]:

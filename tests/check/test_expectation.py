@@ -18,12 +18,12 @@ from phi4conv.carried import PHI4_ROWS, PHI4_WIDTH, first_release_template, phi4
 from phi4conv.check.expectation import (
     Origin,
     expected_from_folder,
-    expected_of_file,
     expected_of_phi4,
     has_phi4_shape,
     is_phi4,
     row_count,
 )
+from phi4conv.check.inferred import expected_of_file
 from phi4conv.errors import CheckpointError, ConversionError, FormatError
 from phi4conv.gguf_file.layout import GGUFFile, TensorEntry, boolean, i32s, text, texts, u32
 from phi4conv.gguf_file.read import read_gguf
@@ -48,6 +48,7 @@ def file_of(pairs: Pairs, shape: Sequence[int] | None = None) -> GGUFFile:
         data_offset=0,
         file_size=0,
         defects=(),
+        header_complete=True,
     )
 
 

@@ -17,7 +17,8 @@ from vocabulary_files import Pairs, changed, tiny_pairs, written
 
 from phi4conv.check.case import Case
 from phi4conv.check.diagnosis import Diagnosis, diagnose
-from phi4conv.check.expectation import expected_from_folder, expected_of_file, expected_of_phi4
+from phi4conv.check.expectation import expected_from_folder, expected_of_phi4
+from phi4conv.check.inferred import expected_of_file
 from phi4conv.check.proof import prove
 from phi4conv.convert import convert
 from phi4conv.fix import plan_repair

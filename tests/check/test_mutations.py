@@ -15,11 +15,11 @@ from vocabulary_files import written
 
 from phi4conv.check.case import Case
 from phi4conv.check.diagnosis import diagnose
-from phi4conv.check.expectation import expected_of_file
+from phi4conv.check.inferred import contradictions, expected_of_file
 from phi4conv.check.model import Finding, Severity, worst
 from phi4conv.check.proof import prove
 from phi4conv.convert import convert
-from phi4conv.errors import RepairError
+from phi4conv.errors import FormatError, RepairError
 from phi4conv.files import AtomicFile
 from phi4conv.fix import plan_repair, write_repaired
 from phi4conv.gguf_file.edit import Change, edited, edited_size, write_edited
@@ -229,6 +229,34 @@ def test_without_the_model_folder_the_file_itself_tells_how_to_mend_it(
     if mutation.mended == RESTORED:
         assert mended.metadata == good.metadata
     assert defects(diagnose(Case(mended, tiny.expected(mended))).roots) == []
+
+
+@pytest.mark.parametrize("mutation", [pytest.param(mutation, id=name) for name, mutation in MUTATIONS.items()])
+def test_without_the_model_folder_no_repair_makes_a_file_worse(
+    good: GGUFFile, tiny: RememberedFolder, mutation: Mutation
+) -> None:
+    wrong = mutated(good, mutation)
+    try:
+        diagnosis = diagnose(Case(wrong, expected_of_file(wrong)))
+    except FormatError:
+        return  # nothing follows from such tokens, and nothing is repaired
+    if list(contradictions(diagnosis.mending)):
+        return  # left to whoever has the model folder
+    before, after = (
+        defects(diagnose(Case(file, tiny.expected(file))).roots) for file in (wrong, diagnosis.mended.file)
+    )
+    assert set(after) <= set(before)
+
+
+@pytest.mark.parametrize(
+    "name", ["two tokens swapped", "two adjacent merges swapped", "tokens shifted up", "eos one too high"]
+)
+def test_without_the_model_folder_what_contradicts_itself_is_left_alone(
+    tmp_path: Path, good: GGUFFile, name: str
+) -> None:
+    path = written(mutated(good, MUTATIONS[name]).metadata, tmp_path / "wrong.gguf")
+    with pytest.raises(RepairError, match="--tokenizer"):
+        plan_repair(path)
 
 
 @pytest.mark.parametrize(
