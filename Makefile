@@ -16,10 +16,10 @@ demo: $(VENV)/demo-ready
 	@$(BIN)/python demo/story.py
 
 test: $(VENV)/test-ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(VENV)/test-ready
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto -m slow
 
 lint: $(VENV)/test-ready
 	$(BIN)/ruff check

@@ -43,7 +43,7 @@ def model_fault(stated: str | None, found: Sequence[str], vocabulary: Vocabulary
         carrying = f"only {same:,} ids carry" if same > special else "no id carries"
         message = (
             f"a SentencePiece table made from BPE token strings: the file loads and runs, but {carrying} the right "
-            "text, so that the model reads and writes garbage; the weights are fine; `phi4conv fix` repairs it"
+            "text, so that the model reads and writes garbage; the weights are fine"
         )
         return Fault("sentencepiece-from-bpe", message, *shown)
     if same == len(right):

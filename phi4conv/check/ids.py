@@ -14,6 +14,11 @@ from phi4conv.check.model import Finding, Severity
 from phi4conv.reference.tokenizer import FileTokenizer
 
 NO_SUCH_ID = "(no such id)"
+TOO_LONG = "(a token that is too long)"
+
+# llama.cpp's complaint about a character beyond the byte alphabet repeats the whole token: a hostile one, decoded,
+# fills the memory. The longest token of Phi-4 has 128 characters.
+LONGEST_DECODED = 4096
 
 # Of a sequence of ids: its name for people.
 Named = tuple[str, Sequence[int]]
@@ -79,7 +84,9 @@ def timed(decode: Callable[[Sequence[int]], str], rows: Sequence[Named]) -> tupl
 
 def decoded(tokenizer: FileTokenizer, ids: Sequence[int]) -> str:
     """The text of a row of ids in a file, U+FFFD for bytes that are no UTF-8."""
-    count = len(tokenizer.vocab.texts)
-    if any(token_id >= count for token_id in ids):
+    texts = tokenizer.vocab.texts
+    if any(token_id >= len(texts) for token_id in ids):
         return NO_SUCH_ID
+    if any(len(texts[token_id]) > LONGEST_DECODED for token_id in ids):
+        return TOO_LONG
     return b"".join(tokenizer.pieces(ids)).decode("utf-8", "replace")

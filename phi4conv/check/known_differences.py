@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
 
 from gguf import TokenType
@@ -116,10 +116,8 @@ def without_space(text: str, strips: Mapping[str, tuple[bool, bool]]) -> str:
     """
     if not strips:
         return text
-    # The library looks for the longest of the tokens that begin at the leftmost place.
-    tokens = sorted(strips, key=len, reverse=True)
     kept, place = [], 0
-    for match in re.finditer("|".join(map(re.escape, tokens)), text):
+    for match in leftmost_longest(tuple(strips)).finditer(text):
         to_the_left, to_the_right = strips[match[0]]
         before = text[place : max(place, match.start())]
         kept += [before.rstrip(SPACES) if to_the_left else before, match[0]]
@@ -128,3 +126,9 @@ def without_space(text: str, strips: Mapping[str, tuple[bool, bool]]) -> str:
         while to_the_right and place < len(text) and text[place] in SPACES:
             place += 1
     return "".join([*kept, text[place:]])
+
+
+@lru_cache(maxsize=4)
+def leftmost_longest(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """A pattern for any of the tokens; of those that begin at one place the longest, as the library looks for them."""
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))

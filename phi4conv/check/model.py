@@ -39,6 +39,11 @@ class Finding:
     override: str = ""  # an option of llama.cpp's programs that works around the defect today
     consequences: tuple[Finding, ...] = ()
 
+    @property
+    def remedy(self) -> str:
+        """What the user can do about it; nothing where metadata do not mend it."""
+        return "`phi4conv fix` repairs it" if self.changes and self.severity >= Severity.WARN else ""
+
     def with_consequences(self, findings: Iterable[Finding]) -> Finding:
         """The finding with more below it."""
         return replace(self, consequences=(*self.consequences, *findings))

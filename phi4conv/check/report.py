@@ -45,6 +45,7 @@ def finding_document(finding: Finding) -> dict[str, Any]:
         "where": finding.where,
         "expected": finding.expected,
         "actual": finding.actual,
+        "remedy": finding.remedy,
         "override": finding.override,
         "repairs": [change.key for change in finding.changes],
         "consequences": [finding_document(consequence) for consequence in finding.consequences],

@@ -92,8 +92,8 @@ def wrong_role(role: str, code: str) -> str:
         "pad": "another token than the model's fills up short texts, so that fine-tuning learns from the wrong one",
     }
     message = messages.get(role, f"another token than the model's {ROLE_PURPOSES[role]}")
-    if code == "first-release":
-        message += " (this is Phi-4's first release, which was corrected in January 2025)"
+    if code == "first-release" and role == "eos":
+        message += "; so it was in Phi-4's first release, which was corrected in January 2025"
     return message
 
 

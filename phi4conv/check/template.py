@@ -36,6 +36,9 @@ def chat_template(case: Case) -> Iterator[Finding]:
             yield Finding(CHECK_ID, Severity.WARN, "unexpected", "the model folder has no chat template", KEY)
         return
     fault = template_fault(stated, right)
+    if stated is None and KEY in case.file.metadata:
+        kind = case.file.metadata[KEY].type.name
+        fault = Fault("no-text", "the chat template is no text: programs guess one", "STRING", kind)
     changes = (Change(KEY, text(KEY, right)),)
     if fault.code != "different" or case.expected.known_template:
         yield Finding(CHECK_ID, Severity.FAIL, *fault[:2], KEY, *fault[2:], changes=changes)

@@ -61,6 +61,7 @@ def add_finding(page: Page, finding: Finding) -> None:
         "where:": finding.where,
         "expected:": finding.expected,
         "found:": finding.actual,
+        "remedy:": finding.remedy,
         "llama.cpp:": finding.override,
     }
     for label, text in details.items():

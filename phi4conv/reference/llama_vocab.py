@@ -11,6 +11,7 @@ vocabulary for which llama.cpp may refuse a file. As there, strings end at their
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,6 +121,12 @@ class LlamaVocab:
         return tuple(
             SpecialSpelling(token, as_bytes(self.texts[token]), self.attributes[token]) for token in self.special_tokens
         )
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern[bytes] | None:
+        """Finds whether any of the special_tokens is in a text; None when there are none."""
+        alternatives = b"|".join(re.escape(spelling.text) for spelling in self.special_spellings)
+        return re.compile(alternatives) if alternatives else None
 
 
 def load_vocab(file: GGUFFile) -> LlamaVocab:

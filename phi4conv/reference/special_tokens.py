@@ -33,6 +33,8 @@ def partition(text: str, vocab: LlamaVocab, *, parse_special: bool) -> list[str 
 def partition_bytes(text: bytes, vocab: LlamaVocab, *, parse_special: bool) -> list[bytes | int]:
     """As partition(), of a text's bytes."""
     parts: list[bytes | int] = [text] if text else []
+    if vocab.special_pattern is None or not vocab.special_pattern.search(text):
+        return parts
     for spelling in vocab.special_spellings:
         if spelling.text in text and (parse_special or not spelling.attribute & TRUSTED_ONLY):
             parts = [piece for part in parts for piece in (cut(part, spelling) if isinstance(part, bytes) else (part,))]

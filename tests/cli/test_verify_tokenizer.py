@@ -74,10 +74,11 @@ def test_a_wrong_file_gives_1_and_each_defect_once(tmp_path: Path) -> None:
     ]
     place = lines.index("FAIL  tokenizer/model (sentencepiece-from-bpe)")
     assert "a SentencePiece table made from BPE token strings" in lines[place + 1]
-    assert lines[place + 2 : place + 6] == [
+    assert lines[place + 2 : place + 7] == [
         "    where:     tokenizer.ggml.model",
         "    expected:  gpt2, 1,024 tokens, 672 merges",
         "    found:     llama, 1,024 tokens, 96 of them right",
+        "    remedy:    `phi4conv fix` repairs it",
         "    it follows that",
     ]
     assert "    llama.cpp: --override-kv tokenizer.ggml.eos_token_id=int:937" in lines

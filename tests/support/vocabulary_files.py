@@ -12,10 +12,13 @@ from checkpoints import TINY
 from gguf import Keys, TokenType
 
 from phi4conv.convert import convert
+from phi4conv.files import AtomicFile
+from phi4conv.gguf_file.edit import Change, edited_size, write_edited
 from phi4conv.gguf_file.layout import MetadataPair, boolean, i32s, text, texts, u32
 from phi4conv.gguf_file.read import read_gguf
 from phi4conv.gguf_file.write import encode_header
 from phi4conv.phi3 import ConversionOptions
+from phi4conv.progress import Silent
 from phi4conv.vocab import byte_alphabet
 
 Pairs = Mapping[str, MetadataPair]
@@ -76,3 +79,13 @@ def written(pairs: Pairs, path: Path) -> Path:
     """A file of metadata alone."""
     path.write_bytes(encode_header(pairs.values(), ()).data)
     return path
+
+
+def with_changes(source: Path, target: Path, changes: Mapping[str, MetadataPair | None]) -> Path:
+    """A file with other metadata and the same weights."""
+    file = read_gguf(source)
+    edits = [Change(key, pair) for key, pair in changes.items()]
+    with AtomicFile(target, edited_size(file, edits)) as out:
+        write_edited(file, edits, out, Silent())
+        out.commit()
+    return target
