@@ -7,6 +7,7 @@ come into this process. Everywhere else, and whenever the kernel refuses, they a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -64,6 +65,7 @@ def copy_range(
         copied = copied_by_kernel(whole.part(done, PIECE_BYTES))
         if not copied:
             break
+        start_writing(whole.part(done, copied))
         done += copied
         on_bytes(copied)
     # What the kernel has left, and why: it may have no such call, know no way between these two file systems, or have
@@ -102,6 +104,16 @@ def copied_by_kernel(piece: Range) -> int:
         return os.copy_file_range(source, target, piece.count, piece.source_offset, piece.target_offset)
     except OSError:
         return 0
+
+
+def start_writing(piece: Range) -> None:
+    """Let the disk begin with what was copied, while the next piece is: a file that is flushed at the end waits less.
+
+    Linux starts to write pages that it is told are not needed; other systems may do nothing.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # advice only
+            os.posix_fadvise(piece.target.descriptor, piece.target_offset, piece.count, os.POSIX_FADV_DONTNEED)
 
 
 def copy_through_buffer(whole: Range, on_bytes: Callable[[int], None]) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
 
 import hypothesis
 import pytest
 from checkpoints import FIXTURES, TINY
 from jinja2 import Environment
+
+# A new seed for tests/quant/test_against_ggml.py, the same in every process of this run: it is part of test names.
+os.environ.setdefault("GGML_SEED", str(secrets.randbits(32)))
 
 # A machine at work on other things, or a first compilation, is no failure.
 hypothesis.settings.register_profile("no deadline", deadline=None)

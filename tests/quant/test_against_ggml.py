@@ -6,7 +6,6 @@ The seed is part of the test's name. To repeat a run: GGML_SEED=123 pytest -m sl
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +18,7 @@ from phi4conv.quant import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0, QuantCodec, fast
 
 pytestmark = pytest.mark.slow
 
-SEED = int(os.environ.get("GGML_SEED") or secrets.randbits(32))
+SEED = int(os.environ["GGML_SEED"])
 
 every_path = pytest.mark.parametrize("path", ["numpy", "numba"])
 every_codec = pytest.mark.parametrize("codec", [Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0], ids=lambda codec: codec.name)

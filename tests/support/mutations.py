@@ -333,7 +333,7 @@ def templates() -> Iterator[Mutation]:
 
     yield Mutation("template missing", drop(K.CHAT_TEMPLATE), (check, "missing"))
     yield named("template empty", "missing", lambda _: "")
-    yield Mutation("template a number", put(u32(K.CHAT_TEMPLATE, 1)), (check, "missing"))
+    yield Mutation("template a number", put(u32(K.CHAT_TEMPLATE, 1)), (check, "no-text"))
     yield named("template changed at its start", "different", lambda template: f" {template}")
     yield named("template changed in the middle", "different", lambda template: template.replace("'user'", "'User'", 1))
     yield named("template with a line end for the separator", "different", separated_by_line_ends)
