@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disks import mounted
 
 from phi4conv import copying
 from phi4conv.copying import clone, copy_range, copy_whole
@@ -138,18 +139,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 128 KB of our own; needs root."""
     with_options = ["-t", "tmpfs", "-o", "size=128k", "tmpfs"]
     yield from mounted(tmp_path / "mount", with_options)
-
-
-def mounted(folder: Path, options: list[str]) -> Iterator[Path]:
-    folder.mkdir()
-    try:
-        made = subprocess.run(["mount", *options, str(folder)], capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        made = False
-    if not made:
-        pytest.skip("mounting is not allowed here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.usefixtures("kernel")

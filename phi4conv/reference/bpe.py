@@ -22,12 +22,11 @@ refuses), and texts that are not UTF-8, in which llama.cpp reads U+FFFD.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from heapq import heapify, heappop, heappush
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
 
-from phi4conv.reference.detokenize import checked, detokenized, token_piece
+from phi4conv.reference.detokenize import Detokenizer
 from phi4conv.reference.llama_vocab import LlamaVocab
+from phi4conv.reference.merging import merged
 from phi4conv.reference.special_tokens import added_token, partition_bytes
 from phi4conv.reference.split import Splitter, splitter
 from phi4conv.vocab import byte_alphabet
@@ -42,7 +41,7 @@ BYTES: Mapping[str, bytes] = {character: bytes([byte]) for byte, character in en
 ESCAPED_BYTES = re.compile("[\udc80-\udcff]")
 
 
-class BPE:
+class BPE(Detokenizer):
     """The tokenizer of a byte-level vocabulary.
 
     Attributes:
@@ -54,10 +53,9 @@ class BPE:
 
         Raises FormatError when vocab.pre names a splitter that is not known here.
         """
-        self.vocab = vocab
+        super().__init__(vocab, unspelled)
         self._split = splitter(vocab.pre) if split is None else split
         self._words: dict[str, tuple[int, ...]] = {}
-        self._pieces: dict[int, bytes] = {}
 
     def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """The ids of a text, as llama_tokenize gives them.
@@ -79,29 +77,6 @@ class BPE:
         if add_special and vocab.add_eos:
             ids.append(added_token(vocab, "eos"))
         return ids
-
-    def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        """The bytes of every token by itself, special tokens spelled out, unused ones empty.
-
-        Raises ValueError for an id outside of the vocabulary.
-        """
-        return [self._piece(token) for token in checked(ids, self.vocab)]
-
-    def decode(self, ids: Sequence[int], *, remove_special: bool = False, unparse_special: bool = True) -> bytes:
-        """The bytes of a sequence of tokens, as llama_detokenize gives them.
-
-        remove_special drops BOS and EOS at the ends where the vocabulary adds them; without unparse_special, control
-        and unknown tokens give nothing. Where the vocabulary says clean_spaces, spaces before punctuation go.
-
-        Raises ValueError for an id outside of the vocabulary.
-        """
-        return detokenized(
-            checked(ids, self.vocab),
-            self.vocab,
-            self._piece,
-            remove_special=remove_special,
-            unparse_special=unparse_special,
-        )
 
     def _append_words(self, text: str, ids: list[int]) -> None:
         words = self._words
@@ -129,13 +104,6 @@ class BPE:
                 by_bytes = self.vocab.ids_by_bytes
                 single = (bytes([byte]) for byte in part.encode())
                 yield from (by_bytes[byte] for byte in single if byte in by_bytes)
-
-    def _piece(self, token: int) -> bytes:
-        piece = self._pieces.get(token)
-        if piece is None:
-            text = self.vocab.texts[token].encode("utf-8", "surrogateescape")
-            piece = self._pieces[token] = token_piece(text, self.vocab.attributes[token], unspelled)
-        return piece
 
 
 def fragment_text(fragment: bytes) -> str:
@@ -170,28 +138,7 @@ def unspelled(text: bytes) -> bytes:
 def merge(word: str, ranks: Mapping[tuple[str, str], int]) -> list[str]:
     """The parts of a word after all merges: always the neighbours of the lowest rank first, of equal ones the leftmost.
 
-    The parts are a linked list and the pairs a heap, so that a word of n characters takes about n log n steps.
-
     >>> merge("aaab", {("a", "a"): 0, ("aa", "b"): 1})
     ['aa', 'a', 'b']
     """
-    parts = list(word)
-    before = list(range(-1, len(parts) - 1))
-    after = [*range(1, len(parts)), -1]
-    # Rank, the places of both parts, and their length together, by which a part that has grown since is recognized.
-    pairs = [(ranks[pair], left, left + 1, 2) for left, pair in enumerate(pairwise(word)) if pair in ranks]
-    heapify(pairs)
-    while pairs:
-        _, left, right, length = heappop(pairs)
-        if not parts[left] or not parts[right] or len(parts[left]) + len(parts[right]) != length:
-            continue
-        parts[left] += parts[right]
-        parts[right] = ""
-        after[left] = after[right]
-        if after[right] >= 0:
-            before[after[right]] = left
-        for first, second in ((before[left], left), (left, after[left])):
-            pair = (parts[first], parts[second])
-            if first >= 0 <= second and pair in ranks:
-                heappush(pairs, (ranks[pair], first, second, len(pair[0]) + len(pair[1])))
-    return [part for part in parts if part]
+    return merged(word, lambda left, right: ranks.get((left, right)))

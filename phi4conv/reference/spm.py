@@ -24,12 +24,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from heapq import heapify, heappop, heappush
-from itertools import pairwise
 
 from phi4conv.errors import Problem
-from phi4conv.reference.detokenize import checked, detokenized, token_piece
-from phi4conv.reference.llama_vocab import LlamaVocab, RefusedByLlamaCpp, as_bytes
+from phi4conv.reference.detokenize import Detokenizer
+from phi4conv.reference.llama_vocab import LlamaVocab, RefusedByLlamaCpp
+from phi4conv.reference.merging import merged
 from phi4conv.reference.special_tokens import added_token, partition_bytes
 
 SPACE = "▁".encode()
@@ -38,7 +37,7 @@ SPACE = "▁".encode()
 CHARACTER = re.compile(rb"[\x00-\xbf]|[\xc0-\xdf][\x00-\xff]?|[\xe0-\xef][\x00-\xff]{0,2}|[\xf0-\xff][\x00-\xff]{0,3}")
 
 
-class SPM:
+class SPM(Detokenizer):
     """The tokenizer of a SentencePiece vocabulary.
 
     Attributes:
@@ -46,8 +45,7 @@ class SPM:
     """
 
     def __init__(self, vocab: LlamaVocab) -> None:
-        self.vocab = vocab
-        self._pieces: dict[int, bytes] = {}
+        super().__init__(vocab, unescaped)
 
     def encode(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """The ids of a text, as llama_tokenize gives them.
@@ -76,29 +74,6 @@ class SPM:
         if add_special and vocab.add_eos:
             ids.append(added_token(vocab, "eos"))
         return ids
-
-    def pieces(self, ids: Sequence[int]) -> list[bytes]:
-        """The bytes of every token by itself, special tokens spelled out, unused ones empty.
-
-        Raises ValueError for an id outside of the vocabulary.
-        """
-        return [self._piece(token) for token in checked(ids, self.vocab)]
-
-    def decode(self, ids: Sequence[int], *, remove_special: bool = False, unparse_special: bool = True) -> bytes:
-        """The bytes of a sequence of tokens, as llama_detokenize gives them, without the space ahead of the text.
-
-        remove_special drops BOS and EOS at the ends where the vocabulary adds them; without unparse_special, control
-        and unknown tokens give nothing.
-
-        Raises ValueError for an id outside of the vocabulary.
-        """
-        return detokenized(
-            checked(ids, self.vocab),
-            self.vocab,
-            self._piece,
-            remove_special=remove_special,
-            unparse_special=unparse_special,
-        )
 
     @cached_property
     def _scores(self) -> Mapping[bytes, float]:
@@ -134,12 +109,6 @@ class SPM:
             aborts=True,
         )
 
-    def _piece(self, token: int) -> bytes:
-        if token not in self._pieces:
-            text = as_bytes(self.vocab.texts[token])
-            self._pieces[token] = token_piece(text, self.vocab.attributes[token], unescaped)
-        return self._pieces[token]
-
 
 def unescaped(text: bytes) -> bytes:
     """A token's text with spaces for U+2581."""
@@ -149,33 +118,7 @@ def unescaped(text: bytes) -> bytes:
 def merge(characters: Sequence[bytes], scores: Mapping[bytes, float]) -> list[bytes]:
     """The parts of a text after all merges: the two neighbours of the highest score first, of equal ones the leftmost.
 
-    scores holds the tokens' texts. The parts are a linked list and the pairs a heap: n log n steps for n characters.
-
-    llama.cpp also remembers which pair a part was made of, to take it apart again when it is no token. It never is
-    that: only pairs that are tokens are merged.
+    scores holds the tokens' texts. llama.cpp also remembers which pair a part was made of, to take it apart again when
+    it is no token. It never is that: only pairs that are tokens are merged.
     """
-    parts = list(characters)
-    before = list(range(-1, len(parts) - 1))
-    after = [*range(1, len(parts)), -1]
-    # Score (lowest first in a heap), places of both parts, and their length together, which tells stale pairs.
-    queue = [
-        (-scores[pair], left, left + 1, len(pair))
-        for left, pair in enumerate(first + second for first, second in pairwise(parts))
-        if pair in scores
-    ]
-    heapify(queue)
-    while queue:
-        _, left, right, length = heappop(queue)
-        if not parts[left] or not parts[right] or len(parts[left]) + len(parts[right]) != length:
-            continue
-        parts[left] += parts[right]
-        parts[right] = b""
-        after[left] = after[right]
-        if after[right] >= 0:
-            before[after[right]] = left
-        for first, second in ((before[left], left), (left, after[left])):
-            if first >= 0 <= second:
-                pair = parts[first] + parts[second]
-                if pair in scores:
-                    heappush(queue, (-scores[pair], first, second, len(pair)))
-    return [part for part in parts if part]
+    return merged(characters, lambda left, right: -scores[left + right] if left + right in scores else None)

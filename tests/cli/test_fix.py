@@ -7,22 +7,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from checkpoints import TINY, TINY_BROKEN, copy_of_tiny
 from click.testing import CliRunner, Result
 from gguf import Keys
+from vocabulary_files import with_changes
 
 from phi4conv.cli.fix import fix
 from phi4conv.convert import convert
-from phi4conv.files import AtomicFile
-from phi4conv.gguf_file.edit import Change, edited_size, write_edited
-from phi4conv.gguf_file.layout import MetadataPair, text, u32
+from phi4conv.gguf_file.layout import text, u32
 from phi4conv.gguf_file.read import read_gguf
 from phi4conv.phi3 import ConversionOptions
-from phi4conv.progress import Silent
 
 K = Keys.Tokenizer
 PHI4CONV = (sys.executable, "-m", "phi4conv")
@@ -40,16 +38,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def broken(good: Path, tmp_path: Path) -> Path:
     """The same without its pre and with an older end of turn."""
     return with_changes(good, tmp_path / "broken.gguf", {K.PRE: None, K.EOS_ID: u32(K.EOS_ID, 929)})
-
-
-def with_changes(source: Path, target: Path, changes: Mapping[str, MetadataPair | None]) -> Path:
-    """A file with other metadata and the same weights."""
-    file = read_gguf(source)
-    edits = [Change(key, pair) for key, pair in changes.items()]
-    with AtomicFile(target, edited_size(file, edits)) as out:
-        write_edited(file, edits, out, Silent())
-        out.commit()
-    return target
 
 
 def run(*arguments: object, **environment: str) -> Result:
@@ -272,22 +260,6 @@ def test_a_hostile_name_gives_no_orders_to_the_terminal(good: Path, tmp_path: Pa
     assert "\x1b" not in result.output
     assert "repaired  everything" not in result.output.splitlines()
     assert max(map(len, result.output.splitlines())) < 1000
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB of our own; needs root."""
-    folder = tmp_path / "mount"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        made = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        made = False
-    if not made:
-        pytest.skip("mounting is not allowed here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_disk_that_is_too_small_is_told(broken: Path, small_disk: Path) -> None:

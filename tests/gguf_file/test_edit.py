@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
-import subprocess
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -457,22 +456,6 @@ def test_the_broken_fixture_keeps_its_tensors(tmp_path: Path) -> None:
     keys = list(read_gguf(tmp_path / "out.gguf").metadata)
     assert keys.index("tokenizer.ggml.merges") == keys.index("tokenizer.ggml.token_type") + 1
     assert "tokenizer.ggml.scores" not in keys
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB of our own; needs root."""
-    folder = tmp_path / "mount"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    try:
-        made = subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        made = False
-    if not made:
-        pytest.skip("mounting is not allowed here")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_disk_that_fills_up_meanwhile_leaves_nothing(
