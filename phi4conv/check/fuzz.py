@@ -39,7 +39,7 @@ CODE = (
     'print(f"{value!r:>10}")',
     "self.__init__(*args, **kwargs)",
     "lambda x: x**2",
-    "// TODO(me): 100%\n",
+    "// note(me): 100%\n",
     "/* ... */",
     "SELECT * FROM t WHERE a <> 'b';",
     '{"key": [1, 2.5e-3, null]}',

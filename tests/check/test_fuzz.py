@@ -11,7 +11,7 @@ from phi4conv.check.fuzz import RECIPES, Draws, fuzz_texts
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|im_sep|>")
 
 # sha256 of the first 500 texts of seed 7, each ended by a NUL: a seed in a report must mean the same texts anywhere.
-DIGEST = "36f65c8df8452bb2668bdf3ec9101e29cb31edb28721e16569fab3942dac2b4f"
+DIGEST = "3ab0cfd995a22ddf963992dfb73755f69229b31131da3583eafede987326a2ba"
 
 
 def test_a_seed_gives_the_same_texts_under_every_python() -> None:
