@@ -57,7 +57,7 @@ class ConversionError(Phi4ConvError):
 
 
 class RepairError(Phi4ConvError):
-    """A file that was examined, and that new metadata cannot mend."""
+    """A file that was examined and found wrong, in a way that new metadata cannot mend."""
 
     exit_code = 1
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf import TokenType
@@ -28,6 +28,7 @@ from phi4conv.check.expectation import (
 from phi4conv.check.inferred import contradictions, expected_of_file
 from phi4conv.check.model import Finding, Severity
 from phi4conv.check.proof import Proof, prove
+from phi4conv.check.readable import part_notes, require_first_part
 from phi4conv.errors import ConversionError, FormatError, OutputError, Problem, RepairError
 from phi4conv.files import DEFAULT_ADVICE, AtomicFile, check_target, replaced_file
 from phi4conv.gguf_file.edit import Change, edited, edited_size, write_edited
@@ -82,22 +83,26 @@ def plan_repair(
     tokenizer is the model folder; settings are KEY=VALUE, each typed as the key is.
 
     Raises:
-        FormatError: No GGUF, or it cannot be read.
+        FormatError: No GGUF, or it cannot be read, or a later part of one.
         CheckpointError: The model folder has no tokenizer that can be used.
-        ValueError: A setting that fits no key.
+        SettingError: A setting that fits no key.
         RepairError: The file stays wrong whatever its metadata say.
     """
     file = read_gguf(path)
     require_whole(file)
+    require_first_part(file)
     with beyond_repair():
         edited_size(file, [Change("phi4conv.nothing", None)])  # raises for damage that copying would carry along
         expected = choose_expectation(file, tokenizer)
+        expected = replace(expected, notes=(*part_notes(file), *expected.notes))
         (progress or Silent()).note(f"examining the tokenizer of {path.name} ...")
         diagnosis = diagnose(Case(file, expected))
     require_agreement(diagnosis, expected, path)
     chosen = tuple(parse_setting(setting, file, expected.vocabulary) for setting in settings)
     by_key = {change.key: change for change in (*found_changes(diagnosis), *chosen)}
     changes = tuple(change for change in by_key.values() if file.metadata.get(change.key) != change.pair)
+    if not changes and diagnosis.mending:
+        changes = diagnosis.changes[:1]  # of the container: a new header, whatever it says
     proof = prove(edited(file, changes), expected)
     left = [finding for finding in proof.findings if stands_in_the_way(finding, chosen)]
     if left:

@@ -64,20 +64,30 @@ KNOWN_KEYS: Mapping[str, MetadataPair] = {
 }
 
 
+class SettingError(ValueError):
+    """A KEY=VALUE that fits no key; the message says which."""
+
+
+# What a file is, other keys and tensors follow from: another value would make another, broken file of it.
+FIXED_KEYS = frozenset({Keys.General.ARCHITECTURE, Keys.General.ALIGNMENT})
+
+
 def parse_setting(setting: str, file: GGUFFile, vocabulary: Vocabulary) -> Change:
     """KEY=VALUE as a change, typed as the file's key is, or as phi4conv would write it.
 
     Raises:
-        ValueError: It has no "=", its key is not known, or its value does not fit.
+        SettingError: It has no "=", its key is not known or must stay, or its value does not fit.
     """
     key, equals, value = setting.partition("=")
     if not equals or not key:
-        raise ValueError(f"{setting!r} is not KEY=VALUE")
+        raise SettingError(f"{setting!r} is not KEY=VALUE")
+    if key in FIXED_KEYS:
+        raise SettingError(f"{key}: the tensors and the other keys depend on it")
     like = file.metadata.get(key) or {pair.key: pair for pair in tokenizer_pairs(vocabulary)}.get(key)
     if like is None:
         like = KNOWN_KEYS.get(key.replace(f"{file.architecture}.", "{arch}.", 1))
     if like is None:
-        raise ValueError(f"{key}: the file has no such key, and phi4conv does not know its type")
+        raise SettingError(f"{key}: the file has no such key, and phi4conv does not know its type")
     return Change(key, typed(key, value, like))
 
 
@@ -94,10 +104,10 @@ def typed(key: str, value: str, like: MetadataPair) -> MetadataPair:
         pair = MetadataPair(key, kind, new, like.item_type)
         require_fitting(pair)
     except UnicodeEncodeError as error:
-        raise ValueError(f"{key}: {value!r} is not UTF-8") from error
+        raise SettingError(f"{key}: {value!r} is not UTF-8") from error
     except ValueError as error:
         kinds = kind.name if like.item_type is None else f"ARRAY of {like.item_type.name}"
-        raise ValueError(f"{key}: {value[:SHOWN_VALUE]!r} is no {kinds}: {error}") from error
+        raise SettingError(f"{key}: {value[:SHOWN_VALUE]!r} is no {kinds}: {error}") from error
     return pair
 
 

@@ -10,6 +10,7 @@ from gguf.constants import Keys
 from phi4conv.check.attribution import Attribution
 from phi4conv.check.chats import CHATS
 from phi4conv.check.comparison import Comparison, FileSide, Mismatch, Sample
+from phi4conv.check.expectation import Origin
 from phi4conv.check.mismatch import mismatch_finding
 from phi4conv.check.model import Finding, Severity
 from phi4conv.check.template import around, first_difference
@@ -32,7 +33,8 @@ def compare_chats(attribution: Attribution, first: int) -> Comparison | None:
     prompts = {template: rendered(template, vocabulary)}
     right = prompts[template]
     if all(rendering.text is None for rendering in right):
-        attribution.roots.append(cannot_be_rendered(right[0]))
+        of_file = cases[0].expected.origin is not Origin.MODEL_FOLDER
+        attribution.roots.append(cannot_be_rendered(right[0], of_file=of_file))
         return None
     expected = attribution.source.encode([rendering.text or "" for rendering in right], parse_special=True)
     outcome = Comparison("conversations", texts=len(CHATS), tokens=sum(map(len, expected)))
@@ -119,7 +121,13 @@ def summed_up(findings: Sequence[Finding]) -> Finding:
     return replace(first, message=f"{len(findings):,} of {len(CHATS):,} conversations {first.message}")
 
 
-def cannot_be_rendered(rendering: Rendering) -> Finding:
-    """The right template does not work here, so that no conversation can be compared."""
-    message = "the source's own chat template cannot be rendered here, so no conversations were compared"
+def cannot_be_rendered(rendering: Rendering, *, of_file: bool) -> Finding:
+    """A template of which no conversation comes out: a defect of the file, unless its model has the same one."""
+    if of_file:
+        message = "the chat template does not work: no conversation becomes a prompt"
+        shown = "a template that renders", rendering.error
+        return Finding(
+            "tokenizer/chat-template", Severity.FAIL, "broken", message, Keys.Tokenizer.CHAT_TEMPLATE, *shown
+        )
+    message = "the model's own chat template cannot be rendered here, so no conversations were compared"
     return Finding(CHECK_ID, Severity.SKIP, "not-rendered", message, Keys.Tokenizer.CHAT_TEMPLATE, "", rendering.error)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from phi4conv.check import roles, template, value_types, vocabulary
+from phi4conv.check import container, roles, template, value_types, vocabulary
 from phi4conv.check.case import Case
 from phi4conv.check.model import Finding, Severity
 from phi4conv.gguf_file.edit import Change
 
-CHECKS = (*value_types.CHECKS, *vocabulary.CHECKS, *roles.CHECKS, *template.CHECKS)
+CHECKS = (*container.CHECKS, *value_types.CHECKS, *vocabulary.CHECKS, *roles.CHECKS, *template.CHECKS)
 
 # A finding below this is for information, and not to be mended.
 WORTH_MENDING = Severity.WARN

@@ -15,13 +15,14 @@ from pathlib import Path
 from gguf import TokenType
 from gguf.constants import Keys
 
-from phi4conv.carried import PHI4_ROWS, PHI4_WIDTH, phi4_vocabulary
-from phi4conv.errors import ConversionError, FormatError, Problem
-from phi4conv.gguf_file.layout import GGUFFile
+from phi4conv.carried import PHI4_ROWS, PHI4_WIDTH, old_templates, phi4_vocabulary
+from phi4conv.errors import ConversionError, FormatError, Problem, RepairError
+from phi4conv.gguf_file.layout import GGUFFile, is_utf8
 from phi4conv.hf.chat_template import is_there
 from phi4conv.hf.json_file import read_json_object
 from phi4conv.hf.source import SourceTokenizer, read_source, source_of
-from phi4conv.vocab import PHI4_SEPARATOR, Vocabulary, pad_text
+from phi4conv.phi3.metadata import SPECIAL_ID_KEYS
+from phi4conv.vocab import PHI4_SEPARATOR, SpecialIds, Vocabulary, pad_text
 
 EMBEDDING = "token_embd.weight"
 BEGIN_OF_TEXT = "<|endoftext|>"
@@ -81,7 +82,7 @@ def expected_from_folder(file: GGUFFile, folder: Path) -> Expectation:
 
     Raises:
         CheckpointError: The folder has no tokenizer that phi4conv understands.
-        ConversionError: The tokenizer has more tokens than the file's weights have rows.
+        RepairError: The tokenizer has more tokens than the file's weights have rows.
     """
     reading = read_source(folder)
     vocabulary = reading.source.vocabulary
@@ -111,7 +112,7 @@ def padded_to_file(vocabulary: Vocabulary, file: GGUFFile) -> Vocabulary:
     Without weights the file's own tokens tell the rows, as far as all beyond the vocabulary are such.
 
     Raises:
-        ConversionError: There are more tokens than rows.
+        RepairError: There are more tokens than rows.
     """
     rows = row_count(file)
     if rows is None:
@@ -122,7 +123,7 @@ def padded_to_file(vocabulary: Vocabulary, file: GGUFFile) -> Vocabulary:
         return vocabulary.padded(rows)
     except ConversionError as error:
         (problem,) = error.problems
-        raise ConversionError(replace(problem, where=str(file.path), next_step=NOT_ITS_SOURCE)) from error
+        raise RepairError(replace(problem, where=str(file.path), next_step=NOT_ITS_SOURCE)) from error
 
 
 NOT_ITS_SOURCE = "this tokenizer is not the one that the weights were trained with; find the model that they belong to"
@@ -150,9 +151,12 @@ def expected_of_phi4(file: GGUFFile) -> Expectation:
     notes: tuple[str, ...] = ()
     if renamed:
         names = ", ".join(f"{token_id} {text!r}" for token_id, text in list(renamed.items())[:4])
-        note = f"{len(renamed)} tokens that Phi-4 leaves free have names of their own ({names})"
+        note = f"tokens that Phi-4 leaves free have names of their own ({names})"
         notes = (f"{note}: they cannot be proved without the model folder",)
         vocabulary = with_renamed(vocabulary, renamed, file.integers(Keys.Tokenizer.TOKEN_TYPE))
+    if renamed or has_own_template(file):
+        vocabulary, more = with_own_choices(vocabulary, file)
+        notes += more
     return Expectation(
         vocabulary=vocabulary,
         origin=Origin.CARRIED,
@@ -164,6 +168,46 @@ def expected_of_phi4(file: GGUFFile) -> Expectation:
     )
 
 
+def has_own_template(file: GGUFFile) -> bool:
+    """Whether the chat template is neither Phi-4's nor one of its old ones: a sign of a fine-tune."""
+    template = file.text(Keys.Tokenizer.CHAT_TEMPLATE)
+    return bool(template) and template not in {phi4_vocabulary().chat_template, *old_templates().values()}
+
+
+def with_own_choices(vocabulary: Vocabulary, file: GGUFFile) -> tuple[Vocabulary, tuple[str, ...]]:
+    """The vocabulary with the special ids and flags of a file that is a fine-tune, and a note for each.
+
+    A fine-tune may end its answers with a token of its own. Only tokens that are special in the vocabulary can be
+    meant; any other id is a fault.
+    """
+    right = vocabulary.special.present()
+    notes = []
+    for role, stated in own_special_ids(file).present().items():
+        if stated != right.get(role) and vocabulary.types[stated] != TokenType.NORMAL:
+            right[role] = stated
+            notes.append(
+                f"{role} is {stated} {vocabulary.texts[stated]}, unlike Phi-4's; right for a fine-tune that says so"
+            )
+    flags = {"add_bos": vocabulary.add_bos, "add_eos": vocabulary.add_eos}
+    for name, key in (("add_bos", Keys.Tokenizer.ADD_BOS), ("add_eos", Keys.Tokenizer.ADD_EOS)):
+        stated_flag = file.flag(key)
+        if stated_flag is not None and stated_flag != flags[name]:
+            flags[name] = stated_flag
+            notes.append(f"{key} is {str(stated_flag).lower()}, unlike Phi-4's; right for a fine-tune that says so")
+    special = SpecialIds(**right)
+    own = replace(vocabulary, special=special, add_bos=flags["add_bos"], add_eos=flags["add_eos"])
+    return own, tuple(notes)
+
+
+def own_special_ids(file: GGUFFile) -> SpecialIds:
+    """The special ids as the file states them, those that are tokens."""
+    stated = {role: file.number(key) for role, key in SPECIAL_ID_KEYS.items()}
+    count = len(file.strings(Keys.Tokenizer.LIST))
+    return SpecialIds(
+        **{role: value for role, value in stated.items() if isinstance(value, int) and 0 <= value < count}
+    )
+
+
 def renamed_slots(file: GGUFFile, vocabulary: Vocabulary) -> dict[int, str]:
     """The file's names for Phi-4's free slots, by id; none unless every other token is where it belongs."""
     texts = file.strings(Keys.Tokenizer.LIST)
@@ -172,7 +216,7 @@ def renamed_slots(file: GGUFFile, vocabulary: Vocabulary) -> dict[int, str]:
     renamed = {}
     for token_id, (text, right) in enumerate(zip(texts, vocabulary.texts, strict=True)):
         if text != right:
-            if not right.startswith(SPARE_SLOTS) or text in vocabulary.ids:
+            if not right.startswith(SPARE_SLOTS) or text in vocabulary.ids or not text.strip() or not is_utf8(text):
                 return {}
             renamed[token_id] = text
     return renamed if len(set(renamed.values())) == len(renamed) else {}

@@ -89,7 +89,8 @@ def token_faults(found: Sequence[str], right: Sequence[str]) -> Iterator[Fault]:
     twice = [text for text, count in Counter(found).items() if count > 1]
     if twice and len(found) == len(right):
         ids = [str(token_id) for token_id, text in enumerate(found) if text == twice[0]]
-        message = f"{len(twice):,} texts stand for more than one id ({listed(map(repr, twice))}): llama.cpp aborts"
+        stand = counted(len(twice), "text stands", "texts stand")
+        message = f"{stand} for more than one id ({listed(map(repr, twice))}): llama.cpp aborts"
         yield Fault("duplicate", message, shown[0], f"{twice[0]!r} is {listed(ids)}")
     if len(found) != len(right):
         message = "the file has another number of tokens than the model: ids and rows of the weights do not go together"
@@ -120,23 +121,23 @@ def shifted_by(found: Sequence[str], right: Sequence[str]) -> int:
     return 0
 
 
-# What a wrong type does, by the right one and the file's.
+# What a wrong type does, by the right one and the file's; {these} are the tokens concerned, with a verb.
 TYPE_FAULTS: Mapping[tuple[int, int], tuple[str, str]] = {
     (TokenType.CONTROL, TokenType.NORMAL): (
         "special-as-normal",
-        "{these} typed as ordinary text: llama.cpp cuts <|im_end|> and its like into pieces that the model never saw",
+        "{these} typed as ordinary text: llama.cpp cuts {them} into pieces that the model never saw",
     ),
     (TokenType.CONTROL, TokenType.UNUSED): (
         "special-as-unused",
-        "{these} typed as unused: llama.cpp cuts <|im_end|> and its like into pieces that the model never saw",
+        "{these} typed as unused: llama.cpp cuts {them} into pieces that the model never saw",
     ),
     (TokenType.CONTROL, TokenType.USER_DEFINED): (
         "special-as-user-defined",
-        "{these} typed as user-defined: llama.cpp reads them out of any text, so that a message can forge a turn",
+        "{these} typed as user-defined: llama.cpp reads {them} out of any text, so that a message can forge a turn",
     ),
     (TokenType.NORMAL, TokenType.CONTROL): (
         "normal-as-special",
-        "{these} typed as special: llama.cpp cuts texts at them, and does not print them",
+        "{these} typed as special: llama.cpp cuts texts at {them}, and does not print {them}",
     ),
 }
 
@@ -159,9 +160,9 @@ def type_fault(found: Sequence[int], vocabulary: Vocabulary) -> Fault:
     shown = f"{first} {text!r} {type_name(right[first])}", f"{first} {text!r} {type_name(found[first])}"
     kinds = {(right[token_id], found[token_id]) for token_id in wrong}
     code, message = TYPE_FAULTS.get(kinds.pop(), ("", "")) if len(kinds) == 1 else ("", "")
-    these = f"{len(wrong):,} tokens are" if len(wrong) > 1 else f"the token {text!r} is"
+    these, them = (f"{len(wrong):,} tokens are", "them") if len(wrong) > 1 else (f"the token {text!r} is", "it")
     if code:
-        return Fault(code, message.format(these=these), *shown)
+        return Fault(code, message.format(these=these, them=them), *shown)
     return Fault("different", f"{these} of another type than the model's tokenizer says", *shown)
 
 
@@ -191,22 +192,26 @@ def merge_faults(found: Sequence[str], vocabulary: Vocabulary) -> Iterator[Fault
     shown = (at(right, wrong[:2]), at(found, wrong[:2])) if wrong else counts
     malformed = [merge for merge in found if merge.count(" ") != 1 or merge.startswith(" ") or merge.endswith(" ")]
     if malformed:
-        message = f"{len(malformed):,} merges are not two parts with a space between: their tokens are never made"
+        are = counted(len(malformed), "merge is", "merges are")
+        message = f"{are} not two parts with a space between: {never_made(len(malformed))}"
         yield Fault("malformed", message, "two parts and one space", repr(malformed[0]))
     if lost > 0 and not wrong:
-        message = f"the last {lost:,} merges are missing: their tokens are never made"
+        last = "the last merge is" if lost == 1 else f"the last {lost:,} merges are"
+        message = f"{last} missing: {never_made(lost)}"
         yield Fault("dropped", message, f"{counts[0]}, then {right[len(found)]!r}", counts[1])
     if lost > 0 and set(found) <= set(right):
-        yield Fault("dropped", f"{lost:,} merges are missing: their tokens are never made", *shown)
+        are = counted(lost, "merge is", "merges are")
+        yield Fault("dropped", f"{are} missing: {never_made(lost)}", *shown)
     if len(set(found)) < len(found):
-        yield Fault("duplicate", f"{len(found) - len(set(found)):,} merges stand twice", *shown)
+        stand = counted(len(found) - len(set(found)), "merge stands", "merges stand")
+        yield Fault("duplicate", f"{stand} twice", *shown)
     if Counter(found) == Counter(right):
         message = "where both apply, text becomes other tokens than the model was trained with"
         if len(wrong) == 2:
             yield Fault("swapped", f"two merges are exchanged: {message}", *shown)
         yield Fault("reordered", f"the right merges in another order, {len(wrong):,} of them: {message}", *shown)
-    number = len(wrong) + abs(lost)
-    yield Fault("different", f"{number:,} merges are not the model's: text becomes other tokens", *shown)
+    are = counted(len(wrong) + abs(lost), "merge is", "merges are")
+    yield Fault("different", f"{are} not the model's: text becomes other tokens", *shown)
 
 
 def differing(found: Sequence[object], right: Sequence[object]) -> list[int]:
@@ -221,6 +226,20 @@ def at(items: Sequence[str], places: Sequence[int]) -> str:
     "0 'a', 2 'c'"
     """
     return ", ".join(f"{place} {items[place]!r}" for place in places)
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """A count with the words for one, or for many.
+
+    >>> counted(1, "merge is", "merges are"), counted(2000, "merge is", "merges are")
+    ('1 merge is', '2,000 merges are')
+    """
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def never_made(merges: int) -> str:
+    """What the loss of so many merges does."""
+    return "its token is never made" if merges == 1 else "their tokens are never made"
 
 
 def count_of(tokens: Sequence[str]) -> str:

@@ -14,8 +14,8 @@ from phi4conv.check.samples import SampleGroup
 def compare_group(group: SampleGroup, attribution: Attribution, first: int) -> Comparison:
     """Compare, then mend defect by defect and see which texts come right.
 
-    Where more texts were wrong than are kept, all are tried again at the end: with everything mended each has to come
-    right.
+    Where more texts were wrong than are kept, those kept are laid to their defects, and all are tried again at the
+    end: with everything mended each has to come right.
     """
     side = attribution.side(first)
     outcome = compare(group.name, group.samples(), attribution.source, side)
@@ -34,7 +34,11 @@ def compare_group(group: SampleGroup, attribution: Attribution, first: int) -> C
 
 
 def texts_finding(group: SampleGroup, wrong: Sequence[Mismatch], outcome: Comparison, side: FileSide) -> Finding:
-    """Texts of one group that become other tokens, shown by the simplest of them."""
+    """Texts of one group that become other tokens, shown by the simplest of them.
+
+    Of texts that were not kept nobody knows which defect they are due to: what is counted is then the least.
+    """
     shown = min(wrong, key=lambda mismatch: (bool(mismatch.reason), len(mismatch.item.text)))
-    count = outcome.wrong if outcome.wrong > len(outcome.mismatches) else len(wrong)
-    return mismatch_finding(group.id, f"{count:,} of {outcome.texts:,} {group.name} become other tokens", shown, side)
+    least = "at least " * (outcome.wrong > len(outcome.mismatches))
+    message = f"{least}{len(wrong):,} of {outcome.texts:,} {group.name} become other tokens"
+    return mismatch_finding(group.id, message, shown, side)

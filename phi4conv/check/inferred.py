@@ -14,14 +14,17 @@ from phi4conv.check.expectation import (
     END_OF_TURN,
     Expectation,
     Origin,
+    has_own_template,
     is_phi4,
     own_padding,
+    own_special_ids,
     padding_ids,
     row_count,
+    with_own_choices,
 )
 from phi4conv.check.model import Finding
 from phi4conv.errors import FormatError, Problem
-from phi4conv.gguf_file.layout import GGUFFile
+from phi4conv.gguf_file.layout import GGUFFile, is_utf8
 from phi4conv.hf.pre_tokenizer import LLAMA_CPP_NAMES
 from phi4conv.merges import derive_merges
 from phi4conv.phi3.metadata import SPECIAL_ID_KEYS
@@ -59,10 +62,12 @@ def expected_of_file(file: GGUFFile) -> Expectation:
     texts = tuple(file.strings(Keys.Tokenizer.LIST))
     file_types = file.integers(Keys.Tokenizer.TOKEN_TYPE)
     alphabet = set(byte_alphabet())
-    if not alphabet.issubset(texts) or len(set(texts)) != len(texts) or row_count(file) not in {None, len(texts)}:
+    merged = tuple(file.strings(Keys.Tokenizer.MERGES))
+    whole = alphabet.issubset(texts) and len(set(texts)) == len(texts) and row_count(file) in {None, len(texts)}
+    if not whole or not all(map(is_utf8, (*texts, *merged))):
         raise FormatError(nothing_to_go_by(file))
     # Where the tokens stand in another order than they were made in, the file's own merges are all there is.
-    merges = derive_merges(texts, presumed_types(texts)) or tuple(file.strings(Keys.Tokenizer.MERGES))
+    merges = derive_merges(texts, presumed_types(texts)) or merged
     ids = {text: token_id for token_id, text in enumerate(texts)}
     phi4 = is_phi4(ids)
     vocabulary = Vocabulary(
@@ -75,8 +80,11 @@ def expected_of_file(file: GGUFFile) -> Expectation:
         add_eos=bool(file.flag(Keys.Tokenizer.ADD_EOS)),
         chat_template=file.text(Keys.Tokenizer.CHAT_TEMPLATE),
     )
+    notes: tuple[str, ...] = ()
     if phi4:
         vocabulary = as_phi4(vocabulary)
+        if has_own_template(file):
+            vocabulary, notes = with_own_choices(vocabulary, file)
     elif vocabulary.pre not in LLAMA_CPP_NAMES.values():
         raise FormatError(nothing_to_go_by(file))
     return Expectation(
@@ -86,6 +94,7 @@ def expected_of_file(file: GGUFFile) -> Expectation:
         padding_ids=padding_ids(vocabulary) if phi4 else own_padding(vocabulary),
         sliding_window=0 if phi4 else None,
         known_template=False,
+        notes=notes,
     )
 
 
@@ -137,15 +146,6 @@ def own_types(texts: Sequence[str], merges: Sequence[str], file_types: Sequence[
             kind = file_types[token_id]
         types.append(int(kind))
     return tuple(types)
-
-
-def own_special_ids(file: GGUFFile) -> SpecialIds:
-    """The special ids as the file states them, those that are tokens."""
-    stated = {role: file.number(key) for role, key in SPECIAL_ID_KEYS.items()}
-    count = len(file.strings(Keys.Tokenizer.LIST))
-    return SpecialIds(
-        **{role: int(value) for role, value in stated.items() if value is not None and 0 <= value < count}
-    )
 
 
 def nothing_to_go_by(file: GGUFFile) -> Problem:

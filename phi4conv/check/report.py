@@ -11,11 +11,21 @@ from phi4conv.check.proof import Proof
 
 
 def verdict(proof: Proof) -> str:
-    """Whether the tokenizer is right, and if not for how many reasons."""
-    if proof.is_right:
-        return "the tokenizer is right"
-    count = sum(finding.severity >= Severity.FAIL for finding in proof.findings)
-    return f"the tokenizer is wrong, {count} defect{'s' if count > 1 else ''}"
+    """Whether the tokenizer is right, and what else there is to look at."""
+    failed = sum(finding.severity >= Severity.FAIL for finding in proof.findings)
+    warned = sum(finding.severity == Severity.WARN for finding in proof.findings)
+    if failed:
+        return f"the tokenizer is wrong, {counted(failed, 'defect')}"
+    return "the tokenizer is right" + (f", {counted(warned, 'warning')}" if warned else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> counted(1, "defect"), counted(2, "defect")
+    ('1 defect', '2 defects')
+    """
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def proof_document(proof: Proof) -> dict[str, Any]:
@@ -53,7 +63,8 @@ def finding_document(finding: Finding) -> dict[str, Any]:
 
 
 def comparison_document(comparison: Comparison) -> dict[str, Any]:
-    """The figures of one group, and the texts that came out wrong."""
+    """The figures of one group, and the first of the texts that came out wrong; of ids and chats none is shown."""
+    shown = comparison.mismatches[:MISMATCHES_IN_DOCUMENT]
     return {
         "name": comparison.name,
         "texts": comparison.texts,
@@ -72,8 +83,9 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
                 "actual": list(mismatch.actual),
                 "reason": mismatch.reason,
             }
-            for mismatch in comparison.mismatches[:MISMATCHES_IN_DOCUMENT]
+            for mismatch in shown
         ],
+        "mismatches_left_out": comparison.wrong - len(shown),
     }
 
 

@@ -8,7 +8,8 @@ from gguf import GGUFValueType
 from gguf.constants import Keys
 
 from phi4conv.check.case import Case
-from phi4conv.check.expectation import BEGIN_OF_TEXT, is_phi4
+from phi4conv.check.expectation import BEGIN_OF_TEXT, Origin, is_phi4
+from phi4conv.check.faults import Fault
 from phi4conv.check.model import Finding, Severity, listed
 from phi4conv.check.vocabulary import override
 from phi4conv.gguf_file.edit import Change
@@ -43,44 +44,46 @@ def special_ids(case: Case) -> Iterator[Finding]:
 
 def role_finding(role: str, key: str, right: int | None, case: Case) -> Finding | None:
     """What is wrong with one role; None when nothing is."""
-    file, vocabulary = case.file, case.right
-    stated = file.number(key)
-    purpose = ROLE_PURPOSES[role]
-    if stated is None and key not in file.metadata:
+    stated = case.file.number(key)
+    if key not in case.file.metadata:
         return None if right is None else missing_role(role, key, right, case)
     if right is None:
-        if stated is not None:
-            return Finding(
-                f"tokenizer/{role}-id",
-                WARN,
-                "unexpected",
-                f"the file names a token that {purpose}, and the model has none",
-                key,
-                "no such key",
-                named(stated, vocabulary.texts),
-                (Change(key, None),),
-            )
-        right_text, changes, hint = "no such key", (Change(key, None),), ""
-    else:
-        if stated == right or (role == "pad" and stated in case.expected.padding_ids):
-            return None
-        right_text, changes = named(right, vocabulary.texts), (Change(key, u32(key, right)),)
-        hint = override(key, "int", right)
-    check_id = f"tokenizer/{role}-id"
+        return unexpected_role(role, key, stated, case)
+    if stated == right or (role == "pad" and stated in case.expected.padding_ids):
+        return None
+    fault = id_fault(role, key, stated, case)
+    changes, hint = (Change(key, u32(key, right)),), override(key, "int", right)
+    shown = named(right, case.right.texts), fault.actual
+    return Finding(f"tokenizer/{role}-id", FAIL, *fault[:2], key, *shown, changes=changes, override=hint)
+
+
+def id_fault(role: str, key: str, stated: float | None, case: Case) -> Fault:
+    """What an id is instead of the right one."""
+    vocabulary, purpose = case.right, ROLE_PURPOSES[role]
     if stated is None:
-        shown = f"{file.metadata[key].type.name} {str(file.metadata[key].value)[:40]!r}"
+        pair = case.file.metadata[key]
         message = f"the id of the token that {purpose} is no number: llama.cpp refuses to load the file"
-        return Finding(check_id, FAIL, "not-a-number", message, key, right_text, shown, changes, hint)
+        return Fault("not-a-number", message, "", f"{pair.type.name} {str(pair.value)[:40]!r}")
     if not 0 <= stated < len(vocabulary):
         message = f"the id of the token that {purpose} is not among the tokens; {fallback(role)}"
-        return Finding(check_id, FAIL, "out-of-range", message, key, right_text, f"{stated}", changes, hint)
-    first_release = (
-        is_phi4(vocabulary.ids) and stated == vocabulary.ids[BEGIN_OF_TEXT] and role in {"eos", "eot", "pad"}
-    )
-    code = "first-release" if first_release else "wrong"
-    return Finding(
-        check_id, FAIL, code, wrong_role(role, code), key, right_text, named(stated, vocabulary.texts), changes, hint
-    )
+        return Fault("out-of-range", message, "", f"{stated}")
+    first = role in {"eos", "eot", "pad"} and is_phi4(vocabulary.ids) and stated == vocabulary.ids[BEGIN_OF_TEXT]
+    code = "first-release" if first else "wrong"
+    return Fault(code, wrong_role(role, code), "", named(stated, vocabulary.texts))
+
+
+def unexpected_role(role: str, key: str, stated: float | None, case: Case) -> Finding:
+    """A role that the model has no token for: a fault by its folder, else perhaps a publisher's choice."""
+    check_id, texts = f"tokenizer/{role}-id", case.right.texts
+    message = f"the file names a token that {ROLE_PURPOSES[role]}, and the model has none"
+    changes = (Change(key, None),)
+    if stated is None:
+        message = f"the id of the token that {ROLE_PURPOSES[role]} is no number: llama.cpp refuses to load the file"
+        shown = case.file.metadata[key].type.name
+        return Finding(check_id, FAIL, "not-a-number", message, key, "no such key", shown, changes)
+    if case.expected.origin is not Origin.MODEL_FOLDER and 0 <= stated < len(texts):
+        return Finding(check_id, INFO, "unexpected", message, key, "no such key", named(stated, texts))
+    return Finding(check_id, WARN, "unexpected", message, key, "no such key", named(stated, texts), changes)
 
 
 def wrong_role(role: str, code: str) -> str:
@@ -247,7 +250,7 @@ def general_name(case: Case) -> Iterator[Finding]:
             repr(better),
             repr(name),
             (Change(key, text(key, better)),),
-            override(key, "str", better),
+            override(key, "str", "Phi-4"),
         )
 
 
@@ -262,13 +265,17 @@ def sliding_window(case: Case) -> Iterator[Finding]:
         return
     if key not in file.metadata:
         code, shown = "missing", "no such key"
-        message = "without it llama.cpp of early 2025 takes Phi-4 for a Phi-3 and stops with an assertion"
+        message = "without it llama.cpp of early 2025 takes a window for granted and stops with an assertion"
     elif file.metadata[key].type != GGUFValueType.UINT32:
         code, shown = "wrong-type", file.metadata[key].type.name
         message = "llama.cpp reads the attention window as UINT32 alone, and may refuse the file"
     else:
         code, shown = "wrong", str(stated)
-        message = "the model attends to all of a text; programs that respect this window cut it off, others warn"
+        message = (
+            "the model has a window; programs that respect it let the model see too much of a text, or too little"
+            if right
+            else "the model attends to all of a text; programs that respect this window cut it off, others warn"
+        )
     change = (Change(key, u32(key, right)),)
     yield Finding(
         "phi3/sliding-window", FAIL, code, message, key, str(right), shown, change, override(key, "int", right)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from gguf import GGUFValueType
 from gguf.constants import Keys
 
 from phi4conv.carried import old_templates
@@ -12,10 +13,13 @@ from phi4conv.check.expectation import Origin
 from phi4conv.check.faults import Fault
 from phi4conv.check.model import Finding, Severity
 from phi4conv.gguf_file.edit import Change
-from phi4conv.gguf_file.layout import text
+from phi4conv.gguf_file.layout import MetadataPair, text, texts
 
 CHECK_ID = "tokenizer/chat-template"
 KEY = Keys.Tokenizer.CHAT_TEMPLATE
+
+NAMED_ID = "tokenizer/named-templates"
+NAMES_KEY = Keys.Tokenizer.CHAT_TEMPLATES
 
 # What is wrong with each of carried.old_templates().
 OLD_TEMPLATES = {
@@ -65,22 +69,46 @@ def template_fault(stated: str | None, right: str) -> Fault:
 
 
 def named_templates(case: Case) -> Iterator[Finding]:
-    """The templates beside the default one, such as tool_use; only the model folder tells them."""
-    if case.expected.origin is not Origin.MODEL_FOLDER:
+    """The templates beside the default one, such as tool_use, and the list of their names.
+
+    Only the model folder tells them. A list that is wrong beside a template is mended with it.
+    """
+    right = case.right.named_templates
+    if case.expected.origin is not Origin.MODEL_FOLDER or not right:
         return
-    for name, right in case.right.named_templates.items():
+    listing = names_changes(case)
+    wrong = False
+    for name, template in right.items():
         key = Keys.Tokenizer.CHAT_TEMPLATE_N.format(name=name)
         stated = case.file.text(key)
-        if stated != right:
-            fault = template_fault(stated, right)
-            yield Finding(
-                "tokenizer/named-templates",
-                Severity.WARN,
-                *fault[:2],
-                key,
-                *fault[2:],
-                changes=(Change(key, text(key, right)),),
-            )
+        if stated != template:
+            wrong = True
+            fault = named_fault(name, stated, template, case.file.metadata.get(key))
+            changes = (Change(key, text(key, template)), *listing)
+            yield Finding(NAMED_ID, Severity.WARN, *fault[:2], key, *fault[2:], changes=changes)
+    if listing and not wrong:
+        message = "the file's list of chat templates is not the model's: programs look there for their names"
+        code = "names" if NAMES_KEY in case.file.metadata else "names-missing"
+        shown = ", ".join(right), ", ".join(case.file.strings(NAMES_KEY)) or "no list of names"
+        yield Finding(NAMED_ID, Severity.WARN, code, message, NAMES_KEY, *shown, changes=listing)
+
+
+def names_changes(case: Case) -> tuple[Change, ...]:
+    """What mends the list of names; nothing where it is right. Its order is arbitrary in llama.cpp's converter."""
+    names = list(case.right.named_templates)
+    if sorted(case.file.strings(NAMES_KEY)) == sorted(names):
+        return ()
+    return (Change(NAMES_KEY, texts(NAMES_KEY, names)),)
+
+
+def named_fault(name: str, stated: str | None, right: str, stored: MetadataPair | None) -> Fault:
+    """What is wrong with a template that has a name."""
+    fault = template_fault(stated, right)
+    if stored is not None and stored.type is not GGUFValueType.STRING:
+        return Fault("no-text", f"the chat template {name} is no text", "STRING", stored.type.name)
+    if fault.code == "missing":
+        return fault._replace(message=f"the file lacks the chat template {name} of the model")
+    return fault._replace(message=f"the chat template {name} is not the model's")
 
 
 def first_difference(one: str, other: str) -> int:

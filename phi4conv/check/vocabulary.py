@@ -5,6 +5,7 @@ Every check compares a file with what is expected of it; what texts become is ch
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from gguf.constants import Keys
@@ -133,11 +134,13 @@ def failed(check_id: str, fault: Fault, where: str, changes: Sequence[Change] = 
 def override(key: str, kind: str, value: object) -> str:
     """The option of llama.cpp's programs that sets a scalar for one run; kind is int, float, bool or str.
 
-    >>> override("tokenizer.ggml.pre", "str", "dbrx")
-    '--override-kv tokenizer.ggml.pre=str:dbrx'
+    Nothing for a value that a shell, or llama.cpp's list of such options, would take apart.
+
+    >>> override("tokenizer.ggml.pre", "str", "dbrx"), override("general.name", "str", "a; b")
+    ('--override-kv tokenizer.ggml.pre=str:dbrx', '')
     """
-    shown = str(value).lower() if isinstance(value, bool) else value
-    return f"--override-kv {key}={kind}:{shown}"
+    shown = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"--override-kv {key}={kind}:{shown}" if re.fullmatch(r"[\w.-]+", shown, re.ASCII) else ""
 
 
 CHECKS: tuple[Callable[[Case], Iterator[Finding]], ...] = (

@@ -60,6 +60,7 @@ def fix(
     """
     from phi4conv.fix import check_output, plan_repair, write_repaired
     from phi4conv.progress import choose_progress
+    from phi4conv.settings import SettingError
 
     if (in_place and out) or not (in_place or out or dry_run):
         raise click.UsageError("expected IN.gguf OUT.gguf, or IN.gguf --in-place")
@@ -69,7 +70,7 @@ def fix(
         check_output(broken, target, force=force, in_place=in_place)
     try:
         repair = plan_repair(broken, tokenizer, settings, progress)
-    except ValueError as error:
+    except SettingError as error:
         raise click.UsageError(f"--set {error}") from error
     show_warnings(repair.proof.notes, quiet=quiet)
     written = not dry_run and not (in_place and not repair.changes)

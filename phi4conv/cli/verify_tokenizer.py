@@ -58,7 +58,7 @@ def verify_tokenizer(
     """
     from phi4conv.check.expectation import expected_from_folder, expected_of_phi4
     from phi4conv.check.proof import ProofOptions, prove
-    from phi4conv.check.readable import format_notes, require_readable
+    from phi4conv.check.readable import format_notes, require_first_part, require_readable
     from phi4conv.check.report import proof_document
     from phi4conv.check.user_texts import read_user_texts
     from phi4conv.gguf_file.read import read_gguf
@@ -72,6 +72,7 @@ def verify_tokenizer(
     texts = read_user_texts(text_files)
     file = read_gguf(path)
     require_readable(file)
+    require_first_part(file)
     expected = expected_from_folder(file, folder[0]) if folder else expected_of_phi4(file)
     expected = replace(expected, notes=(*format_notes(file), *expected.notes))
     options = ProofOptions(user_texts=texts, fuzz=fuzz, seed=seed, llama_cpp=runtime == "llama.cpp")
@@ -99,7 +100,7 @@ def show(proof: Proof) -> None:
     add_section(page, "held against", held_rows(proof))
     add_comparisons(page, proof.comparisons)
     page.add(time_taken(proof))
-    if not right and any(finding.changes for finding in proof.findings):
+    if not right and all(finding.remedy for finding in proof.findings if finding.severity.name == "FAIL"):
         page.add()
         page.add(f"repair it: {repair_command(proof)}")
     page.show()

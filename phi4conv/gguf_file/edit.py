@@ -85,9 +85,11 @@ def edited(file: GGUFFile, changes: Iterable[Change]) -> GGUFFile:
 def with_metadata(file: GGUFFile, changes: Iterable[Change]) -> GGUFFile:
     """The file with other metadata, for looking at those alone: whether it could be written is not asked.
 
-    Changes are applied as in edited().
+    Changes are applied as in edited(), and the defects are gone that any new header does away with.
     """
-    return replace(file, metadata=_metadata_after(file, changes))
+    changes = tuple(changes)
+    kept = file.defects if not changes else (flaw for flaw in file.defects if flaw.code not in MENDED_DEFECTS)
+    return replace(file, metadata=_metadata_after(file, changes), defects=tuple(kept))
 
 
 def edited_size(file: GGUFFile, changes: Iterable[Change]) -> int:

@@ -24,7 +24,7 @@ from phi4conv.check.expectation import (
     row_count,
 )
 from phi4conv.check.inferred import expected_of_file
-from phi4conv.errors import CheckpointError, ConversionError, FormatError
+from phi4conv.errors import CheckpointError, FormatError, RepairError
 from phi4conv.gguf_file.layout import GGUFFile, TensorEntry, boolean, i32s, text, texts, u32
 from phi4conv.gguf_file.read import read_gguf
 from phi4conv.phi3.metadata import tokenizer_pairs
@@ -85,7 +85,7 @@ class TestFromAFolder:
         assert len(expected_from_folder(file_of(other), TINY).vocabulary) == 1024
 
     def test_more_tokens_than_rows_are_refused(self) -> None:
-        with pytest.raises(ConversionError, match=r"more tokens than(.|\n)*a\.gguf(.|\n)*1,000(.|\n)*1,024"):
+        with pytest.raises(RepairError, match=r"more tokens than(.|\n)*a\.gguf(.|\n)*1,000(.|\n)*1,024"):
             expected_from_folder(file_of(tiny_pairs(), (1000, 256)), TINY)
 
     def test_the_window_is_config_jsons_and_0_where_there_is_none(self, tmp_path: Path) -> None:

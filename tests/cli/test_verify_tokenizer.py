@@ -255,10 +255,6 @@ REFUSED: Mapping[str, tuple[Callable[[Path], tuple[Any, ...]], tuple[str, ...]]]
     "missing folder": (lambda folder: (folder / "none", folder / "good.gguf"), ("none",)),
     "folder is a file": (lambda folder: (folder / "good.gguf", folder / "good.gguf"), ("good.gguf",)),
     "no tokenizer.json": (without_tokenizer, ("no tokenizer.json", "download")),
-    "fewer rows than tokens": (
-        lambda folder: (TINY, with_weights(folder / "small.gguf", 1000)),
-        ("more tokens than the embedding has rows", "1,000", "1,024"),
-    ),
     "missing text": (with_text(None), ("cannot be read", "text.txt")),
     "text is no UTF-8": (with_text(b"caf\xe9"), ("not UTF-8", "0xe9 at offset 3")),
     "negative fuzz": (lambda folder: (TINY, folder / "good.gguf", "--fuzz", "-1"), ("--fuzz",)),
@@ -350,3 +346,10 @@ def test_real_llama_cpp_refuses_with_us(tmp_path: Path) -> None:
     assert result.exit_code == 1
     (root,) = json.loads(result.stdout)["findings"]
     assert (root["id"], root["code"]) == ("tokenizer/pre", "unknown")
+
+
+def test_a_file_with_fewer_rows_than_the_tokenizer_has_tokens_gives_1(tmp_path: Path) -> None:
+    result = run(TINY, with_weights(tmp_path / "small.gguf", 1000))
+    assert result.exit_code == 1
+    for word in ("more tokens than the embedding has rows", "1,000", "1,024"):
+        assert word in result.stderr
