@@ -68,13 +68,18 @@ def run() -> int:
 
 def catch_signals() -> None:
     """Let a polite kill and a closed terminal clean up as Ctrl-C does; what is ignored, as under nohup, stays so."""
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+    for number in polite_signals():
+        if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, interrupt)
 
 
-def interrupt(number: int, _frame: FrameType | None) -> None:
+def polite_signals() -> list[int]:
+    """The signals that ask a process to end; Windows has no SIGHUP."""
+    return [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+def interrupt(_number: int, _frame: FrameType | None) -> None:
     """Stop as Ctrl-C does."""
-    signal.signal(number, signal.SIG_IGN)  # shell and terminal may each send one: the second must not stop the cleaning
+    for number in polite_signals():  # shell and terminal may each send one: the second must not stop the cleaning
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
