@@ -9,6 +9,7 @@ from typing import Any
 from gguf import GGUFValueType
 from gguf.constants import Keys
 
+from phi4conv.check.value_types import SCALAR_TYPES
 from phi4conv.gguf_file.edit import Change
 from phi4conv.gguf_file.layout import FLOAT_TYPES, INTEGER_TYPES, GGUFFile, MetadataPair, f32, f32s
 from phi4conv.gguf_file.write import encode_header
@@ -18,12 +19,12 @@ from phi4conv.vocab import Vocabulary
 # A value that does not fit is shown so far.
 SHOWN_VALUE = 80
 
-# Scalars that users set and that a file may lack, each with a value of its type.
-KNOWN_KEYS: Mapping[str, MetadataPair] = {
-    key: MetadataPair(key, kind, None)
-    for kind, keys in {
-        GGUFValueType.STRING: (
-            Keys.General.NAME,
+# Types of scalars that users set and that a file may lack.
+KNOWN_TYPES: Mapping[str, GGUFValueType] = {
+    **SCALAR_TYPES,
+    Keys.Tokenizer.CHAT_TEMPLATE: GGUFValueType.STRING,
+    **dict.fromkeys(
+        (
             Keys.General.AUTHOR,
             Keys.General.VERSION,
             Keys.General.ORGANIZATION,
@@ -37,30 +38,21 @@ KNOWN_KEYS: Mapping[str, MetadataPair] = {
             Keys.General.LICENSE_LINK,
             Keys.General.URL,
             Keys.General.REPO_URL,
-            Keys.Tokenizer.MODEL,
-            Keys.Tokenizer.PRE,
-            Keys.Tokenizer.CHAT_TEMPLATE,
         ),
-        GGUFValueType.UINT32: (
+        GGUFValueType.STRING,
+    ),
+    **dict.fromkeys(
+        (
             Keys.General.FILE_TYPE,
             Keys.General.QUANTIZATION_VERSION,
             Keys.LLM.CONTEXT_LENGTH,
             Keys.Attention.SLIDING_WINDOW,
             Keys.Rope.SCALING_ORIG_CTX_LEN,
             Keys.Rope.DIMENSION_COUNT,
-            Keys.Tokenizer.BOS_ID,
-            Keys.Tokenizer.EOS_ID,
-            Keys.Tokenizer.EOT_ID,
-            Keys.Tokenizer.EOM_ID,
-            Keys.Tokenizer.UNK_ID,
-            Keys.Tokenizer.SEP_ID,
-            Keys.Tokenizer.PAD_ID,
-            Keys.Tokenizer.MASK_ID,
         ),
-        GGUFValueType.FLOAT32: (Keys.Rope.FREQ_BASE, Keys.Attention.LAYERNORM_RMS_EPS),
-        GGUFValueType.BOOL: (Keys.Tokenizer.ADD_BOS, Keys.Tokenizer.ADD_EOS, Keys.Tokenizer.ADD_PREFIX),
-    }.items()
-    for key in keys
+        GGUFValueType.UINT32,
+    ),
+    **dict.fromkeys((Keys.Rope.FREQ_BASE, Keys.Attention.LAYERNORM_RMS_EPS), GGUFValueType.FLOAT32),
 }
 
 
@@ -85,9 +77,10 @@ def parse_setting(setting: str, file: GGUFFile, vocabulary: Vocabulary) -> Chang
         raise SettingError(f"{key}: the tensors and the other keys depend on it")
     like = file.metadata.get(key) or {pair.key: pair for pair in tokenizer_pairs(vocabulary)}.get(key)
     if like is None:
-        like = KNOWN_KEYS.get(key.replace(f"{file.architecture}.", "{arch}.", 1))
-    if like is None:
-        raise SettingError(f"{key}: the file has no such key, and phi4conv does not know its type")
+        kind = KNOWN_TYPES.get(key.replace(f"{file.architecture}.", "{arch}.", 1))
+        if kind is None:
+            raise SettingError(f"{key}: the file has no such key, and phi4conv does not know its type")
+        like = MetadataPair(key, kind, None)
     return Change(key, typed(key, value, like))
 
 

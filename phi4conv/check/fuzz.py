@@ -133,8 +133,6 @@ SCRIPTS = (
     (0xE0000, 0xE01EF),  # tags, variation selectors
 )
 
-REPEATED = (" ", "\n", "\t", "a", "A", "=", "-", ".", "0", "7", "é", "中", "ab", "x1", "<|", "\u0301", "🙂")
-
 SURROGATES = range(0xD800, 0xE000)
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
