@@ -88,6 +88,35 @@ class StackedRows:
 
 
 @dataclass(frozen=True)
+class SlicedRows:
+    """Rows start to stop of a matrix (v out of a fused qkv); stop - start of them."""
+
+    whole: RowSource
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if len(self.whole.shape) != 2 or not 0 <= self.start <= self.stop <= self.whole.shape[0]:
+            raise ValueError(f"no rows {self.start} to {self.stop} in shape {self.whole.shape}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See RowSource."""
+        return self.whole.names
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """See RowSource."""
+        return (self.stop - self.start, self.whole.shape[1])
+
+    def rows(self, start: int, stop: int) -> Floats:
+        """See RowSource."""
+        if not 0 <= start <= stop <= self.stop - self.start:
+            raise ValueError(f"{self.names} has {self.stop - self.start} rows here, not {start} to {stop}")
+        return self.whole.rows(self.start + start, self.start + stop)
+
+
+@dataclass(frozen=True)
 class ConstantRow:
     """A short vector that comes from the configuration, such as the LongRoPE factors."""
 

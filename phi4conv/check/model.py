@@ -38,10 +38,13 @@ class Finding:
     changes: tuple[Change, ...] = ()
     override: str = ""  # an option of llama.cpp's programs that works around the defect today
     consequences: tuple[Finding, ...] = ()
+    advice: str = ""  # what to do where `phi4conv fix` does not mend it by itself
 
     @property
     def remedy(self) -> str:
-        """What the user can do about it; nothing where metadata do not mend it."""
+        """What the user can do about it; nothing where that is not known."""
+        if self.advice:
+            return self.advice
         return "`phi4conv fix` repairs it" if self.changes and self.severity >= Severity.WARN else ""
 
     def with_consequences(self, findings: Iterable[Finding]) -> Finding:

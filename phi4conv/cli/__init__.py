@@ -19,7 +19,9 @@ from phi4conv.cli.diff import diff
 from phi4conv.cli.fix import fix
 from phi4conv.cli.inspect import inspect
 from phi4conv.cli.quantize import quantize
+from phi4conv.cli.run import run
 from phi4conv.cli.streams import guard_streams
+from phi4conv.cli.verify import verify
 from phi4conv.cli.verify_tokenizer import verify_tokenizer
 
 EXIT_BUG = 3
@@ -36,7 +38,7 @@ def cli() -> None:
     """
 
 
-for command in (convert, quantize, verify_tokenizer, fix, diff, inspect):
+for command in (convert, quantize, verify_tokenizer, verify, fix, diff, inspect, run):
     cli.add_command(command)
 
 
@@ -44,10 +46,10 @@ def main() -> None:
     """Run the command line and exit with its code."""
     guard_streams()
     catch_signals()
-    sys.exit(run())
+    sys.exit(exit_code())
 
 
-def run() -> int:
+def exit_code() -> int:
     """Run the command line; returns the exit code."""
     try:
         # Without standalone mode click returns the code that a command asked to exit with.

@@ -62,6 +62,11 @@ class TensorRows:
         """The tensor's own name."""
         return (self.name,)
 
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes of its file the tensor takes."""
+        return math.prod(self.shape) * np.dtype(WEIGHT_DTYPES[self.dtype]).itemsize
+
     def rows(self, start: int, stop: int) -> Floats:
         """Rows start to stop, only their bytes read: float32 (stop - start, width), exactly as stored.
 

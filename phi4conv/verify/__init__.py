@@ -1,0 +1,129 @@
+"""Runs a file beside the checkpoint that it was made from, and says where the two part, and why.
+
+Tokens first; then, layer by layer, every tensor against the source's weights and the layer's work on the same hidden
+state; at the end the logits. Weights are read in chunks, so that memory does not grow with the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from phi4conv.check.model import Finding, Severity, worst
+from phi4conv.machine import peak_memory
+from phi4conv.progress import Progress, Silent
+from phi4conv.run import require_torch
+from phi4conv.verify.prompts import PromptOptions, PromptReading, read_windows
+from phi4conv.verify.sides import Sides, open_sides
+from phi4conv.verify.thresholds import Thresholds, default_thresholds
+
+if TYPE_CHECKING:
+    from phi4conv.reference.run import RunSettings
+    from phi4conv.verify.examination import Outcome
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """What to run, and how much may differ.
+
+    Attributes:
+        asked: Prompts and texts.
+        max_kl: The largest mean KL divergence of a good file; None for the default of its type.
+        min_top1: The least share of equal likeliest tokens; None for the default of its type.
+        llama_cpp: Ask real llama.cpp for its logits, too.
+        device: Where torch computes.
+        apply_window: Attend within the sliding window, as transformers does; llama.cpp does not.
+        n_ctx: The context for which LongRoPE factors are chosen; None for each prompt's own length.
+    """
+
+    asked: PromptOptions = field(default_factory=PromptOptions)
+    max_kl: float | None = None
+    min_top1: float | None = None
+    llama_cpp: bool = False
+    device: str = "cpu"
+    apply_window: bool = False
+    n_ctx: int | None = None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared, and what was found.
+
+    Attributes:
+        sides: Checkpoint and file.
+        reading: What both were asked.
+        thresholds: What a good file keeps.
+        outcome: Every figure.
+        findings: Root findings.
+        notes: What the user should know.
+        seconds: Wall-clock time.
+        peak_memory: Most memory held at once, in bytes; None where the system does not say.
+    """
+
+    sides: Sides
+    reading: PromptReading
+    thresholds: Thresholds
+    outcome: Outcome
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+    seconds: float
+    peak_memory: int | None
+
+    @property
+    def is_right(self) -> bool:
+        """Whether nothing worse than a warning was found."""
+        return worst(self.findings) < Severity.FAIL
+
+
+def verify(
+    folder: Path, path: Path, options: VerifyOptions | None = None, progress: Progress | None = None
+) -> Verification:
+    """Compare a GGUF with the model folder that it was made from.
+
+    Raises:
+        CheckpointError: The folder holds no checkpoint that phi4conv understands.
+        FormatError: The file cannot be examined, or is of another model altogether.
+        EngineError: torch or, when asked for, llama.cpp is missing, or torch has no such device.
+    """
+    started = time.monotonic()
+    options = options or VerifyOptions()
+    progress = progress or Silent()
+    require_torch()
+    sides = open_sides(folder, path)
+    reading = read_windows(folder, sides.file, options.asked)
+    # torch takes seconds to load: what is wrong with the arguments is told before.
+    from phi4conv.reference.run import RunSettings  # noqa: PLC0415
+    from phi4conv.verify.conclusions import conclude  # noqa: PLC0415
+    from phi4conv.verify.examination import examine  # noqa: PLC0415
+
+    settings = RunSettings(options.device, options.apply_window, options.n_ctx)
+    outcome = examine(sides, reading.windows, settings, progress, llama_cpp=options.llama_cpp)
+    thresholds = default_thresholds(sides.found).or_asked_for(options.max_kl, options.min_top1)
+    return Verification(
+        sides=sides,
+        reading=reading,
+        thresholds=thresholds,
+        outcome=outcome,
+        findings=conclude(sides, reading.findings, outcome, thresholds),
+        notes=(*sides.notes, *reading.notes, *behaviour_notes(sides, reading, settings)),
+        seconds=time.monotonic() - started,
+        peak_memory=peak_memory(),
+    )
+
+
+def behaviour_notes(sides: Sides, reading: PromptReading, settings: RunSettings) -> Iterator[str]:
+    """Where llama.cpp and transformers run a model differently on purpose, and which of them was followed."""
+    shape = sides.source.hyperparameters
+    longest = max((len(window.ids) for window in reading.windows), default=0)
+    if shape.sliding_window is not None and shape.sliding_window < longest:
+        chosen = "applied, as transformers does" if settings.apply_window else "left out, as llama.cpp does"
+        yield f"the model's sliding window of {shape.sliding_window} tokens was {chosen} (--sliding-window)"
+    if shape.rope.long_factors is not None:
+        by = "each prompt's own length" if settings.n_ctx is None else f"a context of {settings.n_ctx} tokens"
+        yield (
+            f"LongRoPE factors were chosen by {by}; beyond {shape.rope.original_context_length} tokens they are the "
+            "long ones. llama.cpp chooses by its context size for all texts (--n-ctx)"
+        )

@@ -1,0 +1,114 @@
+"""Which tensor makes a layer wrong: the source's takes its place, one tensor after another, and the layer runs again.
+
+This is the evidence of a run, beside the comparison of the weights themselves: it also finds what is wrong with how
+the weights are used, and says how much a difference matters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from phi4conv.reference.parts import Model, Part
+from phi4conv.reference.run import Runner, RunSettings
+from phi4conv.reference.side_by_side import LayerErrors, Passage, own_error, run_layer_on
+
+# Wrong layers that are looked into: every trial reads the layer again, and a fault of all layers shows in the first.
+MOST_BLAMED = 3
+
+# Tokens that a trial runs; a wrong tensor shows in all of them.
+TRIAL_TOKENS = 256
+
+# A name for the hyperparameters among the tensors that a trial exchanges.
+METADATA = "metadata"
+
+
+@dataclass(frozen=True)
+class Blamed:
+    """A layer whose own error is beyond what its tensors' types explain.
+
+    Attributes:
+        index: Which layer.
+        error: Its own error, relative.
+        explained: The most that its types explain.
+        trials: For each tensor of the file (and METADATA) the error that is left with the source's in its place.
+    """
+
+    index: int
+    error: float
+    explained: float
+    trials: Mapping[str, float]
+
+    @property
+    def culprit(self) -> str:
+        """The tensor, or METADATA, without which the error is smallest."""
+        return min(self.trials, key=lambda name: self.trials[name])
+
+
+class LayerBlame:
+    """Looks into layers as they run; give `after_layer` to compare_runs."""
+
+    def __init__(
+        self,
+        source: Model,
+        file: Model,
+        passages: Sequence[Passage],
+        settings: RunSettings,
+        explained: Mapping[int, float],
+    ) -> None:
+        """Explained is the most that the types of each layer's tensors account for, by layer."""
+        self.source, self.file, self.settings, self.explained = source, file, settings, explained
+        self.passages = first_passages(passages)
+        self.wrong: list[int] = []
+        self.blamed: list[Blamed] = []
+
+    def after_layer(self, before: Tensor, expected: Tensor, errors: LayerErrors) -> None:
+        """Note a layer that is wrong, and for the first ones find out why; both states are the source's."""
+        index, error = errors.index, errors.own.relative
+        if error <= self.explained[index]:
+            return
+        self.wrong.append(index)
+        if len(self.blamed) == MOST_BLAMED:
+            return
+        count = sum(len(passage.ids) for passage in self.passages)
+        trials = {
+            name: self._error_of(model, index, before[:count], expected[:count])
+            for name, model in self._exchanged(index).items()
+        }
+        self.blamed.append(Blamed(index, error, self.explained[index], trials))
+
+    def _exchanged(self, index: int) -> dict[str, Model]:
+        """The file's model with one thing of the source's at a time."""
+        own, right = self.file.layer(index), self.source.layer(index)
+        models = {
+            tensor: with_parts(self.file, [right[name] for name, part in own.items() if part.tensor == tensor])
+            for tensor in dict.fromkeys(part.tensor for part in own.values())
+        }
+        if self.file.hyperparameters != self.source.hyperparameters:
+            models[METADATA] = replace(self.file, hyperparameters=self.source.hyperparameters)
+        return models
+
+    def _error_of(self, model: Model, index: int, before: Tensor, expected: Tensor) -> float:
+        found = run_layer_on(Runner(model, self.settings), index, before, self.passages)
+        error = own_error(before, expected, found).relative
+        return math.inf if math.isnan(error) else error
+
+
+def with_parts(model: Model, parts: Sequence[Part]) -> Model:
+    """The model with other parts of the same names."""
+    return replace(model, parts={**model.parts, **{part.name: part for part in parts}})
+
+
+def first_passages(passages: Sequence[Passage]) -> tuple[Passage, ...]:
+    """The first passages, cut after TRIAL_TOKENS tokens in all."""
+    kept, room = [], TRIAL_TOKENS
+    for passage in passages:
+        if room:
+            kept.append(replace(passage, ids=passage.ids[:room]))
+            room -= len(kept[-1].ids)
+            if len(kept[-1].ids) < len(passage.ids):
+                break
+    return tuple(kept)

@@ -1,0 +1,170 @@
+"""One pass over both sides' weights: each layer's tensors are compared, and then the layer is run.
+
+The second reading of a layer comes out of the system's cache, for it follows the first at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phi4conv.arrays import Floats
+from phi4conv.gguf_file.layout import GGUFFile
+from phi4conv.progress import Progress
+from phi4conv.reference.compare import LogitComparison, LogitFigures
+from phi4conv.reference.llama_cpp import LlamaCpp
+from phi4conv.reference.parts import EMBEDDING, HEAD, OUTPUT_NORM, Model
+from phi4conv.reference.run import Runner, RunSettings
+from phi4conv.reference.side_by_side import Comparison, Passage, compare_runs
+from phi4conv.reference.tensor_error import PartError, part_errors
+from phi4conv.verify.blame import Blamed, LayerBlame
+from phi4conv.verify.explained import explained_error
+from phi4conv.verify.prompts import Window
+from phi4conv.verify.sides import Sides
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an examination gave.
+
+    Attributes:
+        tensors: How far every part of the file is from the source's weights.
+        comparison: The run: hidden states by layer, and logits.
+        blamed: The first layers that are wrong, and what makes them so.
+        wrong_layers: All layers that are off by more than their types explain.
+        llama_cpp: With real llama.cpp: its logits against the source's, and against those of the file on this page.
+        bytes_read: Stored weights that were read on both sides, counting those twice that were read twice.
+    """
+
+    tensors: tuple[PartError, ...]
+    comparison: Comparison
+    blamed: tuple[Blamed, ...]
+    wrong_layers: tuple[int, ...]
+    llama_cpp: tuple[LogitFigures, LogitFigures] | None
+    bytes_read: int
+
+
+class Meter:
+    """Counts weights as they are read, and tells progress of them in bytes as they are stored."""
+
+    def __init__(self, sides: Sides, progress: Progress) -> None:
+        self.progress = progress
+        self.label = ""
+        self.bytes_read = 0
+        checkpoint = sides.checkpoint
+        stored = sum(tensor.stored_bytes for tensor in checkpoint.tensors.values())
+        self.source_rate = stored / checkpoint.parameter_count
+        entries = sides.file.tensors
+        self.file_rate = sum(entry.size_bytes for entry in entries) / sum(entry.weight_count for entry in entries)
+
+    def source(self, weights: int) -> None:
+        """So many weights of the checkpoint have been read."""
+        self._advance(weights * self.source_rate)
+
+    def file(self, weights: int) -> None:
+        """So many weights of the file have been read."""
+        self._advance(weights * self.file_rate)
+
+    def _advance(self, count: float) -> None:
+        self.bytes_read += round(count)
+        self.progress.advance(round(count), self.label)
+
+    def total(self, sides: Sides) -> int:
+        """The bytes of a whole examination: every weight is compared once and run once."""
+        both = ((sides.source, self.source_rate), (sides.found, self.file_rate))
+        return round(sum(2 * rate * weight_count(model) for model, rate in both))
+
+
+def weight_count(model: Model) -> int:
+    """How many weights a model has."""
+    return sum(math.prod(part.shape) for part in model.parts.values())
+
+
+def examine(
+    sides: Sides, windows: Sequence[Window], settings: RunSettings, progress: Progress, *, llama_cpp: bool
+) -> Outcome:
+    """Compare all weights, run both sides on the windows, and look into layers that are wrong.
+
+    Raises:
+        EngineError: torch has no such device; or llama.cpp is asked for and is missing, or ends on the file.
+        FormatError, CheckpointError: A file becomes shorter meanwhile, or cannot be read; llama.cpp refuses the file.
+    """
+    passages = [Passage(window.ids, window.scored) for window in windows]
+    third = ask_llama_cpp(sides.file, passages, settings, progress) if llama_cpp else None
+    meter = Meter(sides, progress)
+    source = Runner(sides.source, settings, on_read=meter.source)
+    file = Runner(sides.found, settings, on_read=meter.file)
+    tensors: list[PartError] = []
+    explained: dict[int, float] = {}
+    blame = LayerBlame(sides.source, sides.found, passages, settings, explained)
+    layer_count = sides.source.hyperparameters.layer_count
+
+    def before_layer(index: int) -> None:
+        meter.label = f"layer {index + 1} of {layer_count}" if index < layer_count else "embedding and head"
+        names = sides.source.layer(index) if index < layer_count else (EMBEDDING, OUTPUT_NORM, HEAD)
+        pairs = [
+            (sides.found.parts[name], sides.source.parts[name])
+            for name in (f"blk.{index}.{name}" if index < layer_count else name for name in names)
+            if name in sides.found.parts and name in sides.source.parts
+        ]
+        errors = part_errors(pairs, on_found=meter.file, on_expected=meter.source)
+        tensors.extend(errors)
+        explained[index] = explained_error(errors)
+
+    columns = None if third is None else ThirdColumn(third, passages)
+    progress.begin(meter.total(sides))
+    try:
+        comparison = compare_runs(
+            source,
+            file,
+            passages,
+            before_layer=before_layer,
+            after_layer=blame.after_layer,
+            on_logits=columns.add if columns else lambda *_: None,
+        )
+    finally:
+        progress.end()
+    return Outcome(
+        tensors=tuple(tensors),
+        comparison=comparison,
+        blamed=tuple(blame.blamed),
+        wrong_layers=tuple(blame.wrong),
+        llama_cpp=columns.figures() if columns else None,
+        bytes_read=meter.bytes_read,
+    )
+
+
+def ask_llama_cpp(file: GGUFFile, passages: Iterable[Passage], settings: RunSettings, progress: Progress) -> Floats:
+    """Real llama.cpp's logits at every scored position: float32 (positions, vocabulary). It loads the whole file."""
+    progress.note("asking llama.cpp, which loads the whole file ...")
+    with LlamaCpp() as llama:
+        llama.load(file.path)
+        rows = [
+            llama.logits(passage.ids, n_ctx=settings.n_ctx)[passage.scored.start : passage.scored.stop]
+            for passage in passages
+        ]
+    return np.concatenate(rows)
+
+
+class ThirdColumn:
+    """llama.cpp's logits held against the source's, and against the file's on the reference path."""
+
+    def __init__(self, logits: Floats, passages: Sequence[Passage]) -> None:
+        targets = [target for passage in passages for target in passage.targets]
+        self.logits = torch.from_numpy(logits)
+        self.from_source, self.from_file = LogitComparison(targets), LogitComparison(targets)
+
+    def add(self, start: int, source: Tensor, file: Tensor) -> None:
+        """Both sides' logits for some ids."""
+        third = self.logits[:, start : start + source.shape[1]].to(source.device)
+        self.from_source.add(start, source, third)
+        self.from_file.add(start, file, third)
+
+    def figures(self) -> tuple[LogitFigures, LogitFigures]:
+        """Against the source, and against the file."""
+        return self.from_source.figures(), self.from_file.figures()

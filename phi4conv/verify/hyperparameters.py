@@ -1,0 +1,123 @@
+"""What a file's metadata say of the model's shape, held against config.json: which keys differ, and what that does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from phi4conv.check.model import Finding, Severity
+from phi4conv.reference.file_hyperparameters import hyperparameter_key
+from phi4conv.reference.hyperparameters import Hyperparameters
+
+WARN = Severity.WARN
+
+AGAIN = "make the file again from its checkpoint, with `phi4conv convert`"
+
+
+REFUSED = "its tensors have other shapes, so that llama.cpp refuses the file"
+OTHER_HEADS = "attention cuts its vectors into other heads than the model was trained with"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value that both sides state.
+
+    Attributes:
+        name: Its place in Hyperparameters; file_hyperparameters.py knows the metadata key.
+        id: Of the finding when they differ.
+        meaning: What a wrong value does.
+        severity: How much that matters.
+    """
+
+    name: str
+    id: str
+    meaning: str
+    severity: Severity = Severity.FAIL
+
+
+FIELDS = (
+    Field("layer_count", "phi3/block-count", "layers are lost or missing, so that llama.cpp refuses the file"),
+    Field("hidden_size", "phi3/embedding-length", REFUSED),
+    Field("feed_forward_size", "phi3/feed-forward-length", REFUSED),
+    Field("head_count", "phi3/head-count", OTHER_HEADS),
+    Field("kv_head_count", "phi3/kv-head-count", "queries meet the keys of other heads, or llama.cpp refuses the file"),
+    Field("head_size", "phi3/head-size", OTHER_HEADS),
+    Field("rms_norm_eps", "phi3/norm-epsilon", "every norm scales its vectors a little otherwise"),
+    Field("rope.base", "phi3/rope-base", "positions turn at other frequencies: the longer a text, the worse"),
+    Field("rope.dimension_count", "phi3/rope-dimension", "positions turn other parts of each head"),
+    Field("rope.position_scale", "phi3/rope-scaling", "positions are counted in other steps than the model knows"),
+    Field("rope.magnitude", "phi3/rope-attention-factor", "attention is too sharp or too blurred"),
+    Field("rope.short_factors", "phi3/rope-factors", "positions up to the original context turn at other frequencies"),
+    Field("rope.long_factors", "phi3/rope-factors", "positions in long contexts turn at other frequencies"),
+    Field("context_length", "phi3/context-length", "programs offer a context that the model was not made for", WARN),
+    Field("sliding_window", "phi3/sliding-window", "programs that respect windows show too much or too little"),
+)
+
+ORIGINAL_LENGTH = "phi3/rope-original-context-length"
+
+# The ids of all findings here.
+IDS = frozenset({*(field.id for field in FIELDS), ORIGINAL_LENGTH})
+
+
+def differences(file: Hyperparameters, source: Hyperparameters, architecture: str) -> Iterator[Finding]:
+    """A finding for every value that differs; where is the metadata key, or the tensor of LongRoPE factors."""
+    for field in (*FIELDS, original_length(source)):
+        stated, right = attrgetter(field.name)(file), attrgetter(field.name)(source)
+        if (field.name == "head_size" and follows(file, source)) or same(stated, right):
+            continue
+        key = hyperparameter_key(field.name, architecture)
+        yield Finding(
+            id=field.id,
+            severity=field.severity,
+            code="wrong",
+            message=field.meaning,
+            where=key,
+            expected=shown(right),
+            actual=shown(stated),
+            advice=AGAIN if key.endswith(".weight") else f"`phi4conv fix IN.gguf OUT.gguf --set {key}={shown(right)}`",
+        )
+
+
+def follows(file: Hyperparameters, source: Hyperparameters) -> bool:
+    """Whether the size of a head is wrong only because their number is, which has a finding of its own."""
+    return file.head_count != source.head_count and file.head_size * file.head_count == file.hidden_size
+
+
+def original_length(source: Hyperparameters) -> Field:
+    """The original context length matters to LongRoPE alone, whose factors are chosen by it."""
+    name = "rope.original_context_length"
+    if source.rope.long_factors is None:
+        return Field(name, ORIGINAL_LENGTH, "without LongRoPE nothing depends on it", Severity.INFO)
+    return Field(name, ORIGINAL_LENGTH, "LongRoPE changes from its short to its long factors elsewhere")
+
+
+def same(stated: Any, right: Any) -> bool:
+    """Whether two values are equal as float32, in which GGUF keeps numbers.
+
+    >>> same(1e-5, float(np.float32(1e-5))), same(None, (1.0,))
+    (True, False)
+    """
+    if stated is None or right is None:
+        return stated is right
+    left, other = np.atleast_1d(np.float32(stated)), np.atleast_1d(np.float32(right))
+    return left.shape == other.shape and bool(np.all(left == other))
+
+
+def shown(value: Any) -> str:
+    """A value for people, with no more digits than float32 has.
+
+    >>> shown(float(np.float32(1e-5))), shown(250000.0), shown(None)
+    ('1e-05', '250000', 'none')
+    """
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return f"{len(value)} factors, {', '.join(shown(each) for each in value[:4])}…"
+    if isinstance(value, float):
+        text = str(np.float32(value))
+        return text.removesuffix(".0")
+    return str(value)

@@ -1,0 +1,165 @@
+"""Opens both sides of a comparison, the checkpoint and the file, each read by its own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from phi4conv.check.model import Finding, Severity, listed
+from phi4conv.errors import FormatError, Problem
+from phi4conv.gguf_file.layout import GGUFFile
+from phi4conv.gguf_file.read import read_gguf
+from phi4conv.hf.checkpoint import Checkpoint
+from phi4conv.hf.config import read_config
+from phi4conv.hf.json_file import read_json_object
+from phi4conv.phi3.tensors import check_tensors
+from phi4conv.reference.file_model import file_model
+from phi4conv.reference.file_problems import TensorProblem, file_problems, key_problems
+from phi4conv.reference.parts import EMBEDDING, HEAD, Model
+from phi4conv.reference.source_model import source_model
+from phi4conv.runnable import require_whole_model, type_reasons
+from phi4conv.verify.hyperparameters import AGAIN, differences
+from phi4conv.verify.thresholds import prevailing_type
+
+REFUSED = "llama.cpp refuses to load the file"
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Checkpoint and file.
+
+    Attributes:
+        folder: The model folder.
+        file: The file.
+        checkpoint: The folder's tensors, for their sizes.
+        source: The folder as a model.
+        found: The file as a model: as its metadata say, or, where it cannot run so, with what it lacks taken from the
+            source.
+        findings: What differs before any weight is read.
+        notes: What was taken from the source to make the file run.
+    """
+
+    folder: Path
+    file: GGUFFile
+    checkpoint: Checkpoint
+    source: Model
+    found: Model
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def type_name(self) -> str:
+        """The type of most of the file's weights."""
+        return prevailing_type(self.found).name
+
+
+def open_sides(folder: Path, path: Path) -> Sides:
+    """Read both sides' configuration and tensor tables; no weights.
+
+    Raises:
+        CheckpointError: The folder holds no checkpoint that phi4conv understands.
+        FormatError: The file is no model that this page of arithmetic runs, is damaged, or is one part of several.
+    """
+    config = read_config(folder)  # refuses what is no Phi-4, with better words than the source's side has
+    checkpoint = Checkpoint.open(folder)
+    check_tensors(config, checkpoint.tensors)
+    source = source_model(read_json_object(folder / "config.json"), checkpoint.tensors)
+    file = read_gguf(path)
+    require_whole_model(file)
+    found = file_model(file)
+    if undecodable := list(type_reasons(file, found)):
+        raise FormatError(*undecodable)
+    require_same_width(source, found, folder, path)
+    findings = list(differences(found.hyperparameters, source.hyperparameters, file.architecture or ""))
+    findings += head_findings(source, found)
+    problems = [*key_problems(file, found.hyperparameters), *file_problems(file, found)]
+    if problems:
+        found = file_model(file, source.hyperparameters)
+        # What a wrong key alone makes wrong is right by now.
+        findings += tensor_findings(file_problems(file, found))
+    found, taken = completed(found, source)
+    notes = []
+    if problems:
+        notes.append(f"{REFUSED}; to judge the rest it was run with the source's metadata")
+    if taken:
+        notes.append(f"the source's took the place of what is missing or of another shape: {listed(taken)}")
+    return Sides(folder, file, checkpoint, source, found, tuple(findings), tuple(notes))
+
+
+def head_findings(source: Model, found: Model) -> Iterator[Finding]:
+    """A head that one side has and the other ties to the embedding."""
+    if HEAD in source.parts and HEAD not in found.parts:
+        yield Finding(
+            "phi3/head",
+            Severity.FAIL,
+            "missing",
+            "the head is lost: llama.cpp silently takes the embedding in its place, and answers turn to nonsense",
+            where=f"{HEAD}.weight",
+            expected=source.parts[HEAD].tensor,
+            actual="no such tensor",
+            advice=AGAIN,
+        )
+
+
+def tensor_findings(problems: Iterable[TensorProblem]) -> Iterator[Finding]:
+    """A finding for each tensor that is missing, too many, or of another shape than the model calls for."""
+    for problem in problems:
+        code = "missing" if problem.found is None else "unexpected" if problem.expected is None else "wrong-shape"
+        yield Finding(
+            "phi3/tensors",
+            Severity.FAIL,
+            code,
+            REFUSED,
+            where=problem.tensor,
+            expected=shape_text(problem.expected),
+            actual=shape_text(problem.found),
+            advice=AGAIN,
+        )
+
+
+def shape_text(shape: tuple[int, ...] | None) -> str:
+    """A shape for people.
+
+    >>> shape_text((17920, 5120)), shape_text(None)
+    ('17920 x 5120', 'no such tensor')
+    """
+    return "no such tensor" if shape is None else " x ".join(map(str, shape))
+
+
+def completed(found: Model, source: Model) -> tuple[Model, tuple[str, ...]]:
+    """The file's model with the source's part where its own is missing or of a shape that does not fit; their names.
+
+    A head may be missing, and embedding and head may have other numbers of rows: they run as they are.
+    """
+    taken = {
+        name: part
+        for name, part in source.parts.items()
+        if (name not in found.parts and name != HEAD) or (name in found.parts and unfit(found, name, part.shape))
+    }
+    return replace(found, parts={**found.parts, **taken}), tuple(taken)
+
+
+def unfit(found: Model, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a part of the file cannot run in the place of one of the source's of this shape."""
+    own = found.parts[name].shape
+    return own[-1:] != shape[-1:] if name in {EMBEDDING, HEAD} else own != shape
+
+
+def require_same_width(source: Model, found: Model, folder: Path, path: Path) -> None:
+    """Refuse a file of another model altogether.
+
+    Raises:
+        FormatError: Its hidden states are of another size.
+    """
+    expected, width = source.hyperparameters.hidden_size, found.parts[EMBEDDING].shape[-1]
+    if width != expected:
+        raise FormatError(
+            Problem(
+                "the file is of another model than the folder",
+                where=str(path),
+                expected=f"an embedding of {expected} components, as {folder} has",
+                found=str(width),
+                next_step="give the folder that the file was made from",
+            )
+        )

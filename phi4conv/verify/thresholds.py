@@ -1,0 +1,69 @@
+"""How far a good file's answers may be from its source's, by the type that most of its layers' weights have.
+
+The figures are measured, see docs/verify.md: for every type the largest mean KL divergence and the least agreement of
+good files, old and new mixes, with and without an importance matrix, with room for other models to differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gguf.constants import GGMLQuantizationType
+
+from phi4conv.reference.parts import Model
+
+TYPE = GGMLQuantizationType
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The most that a good file's answers differ.
+
+    Attributes:
+        max_kl: Mean KL divergence of the next token's distribution, in nats.
+        min_top1: Share of positions at which both sides find the same token likeliest.
+    """
+
+    max_kl: float
+    min_top1: float
+
+    def or_asked_for(self, max_kl: float | None, min_top1: float | None) -> Thresholds:
+        """These, unless the user asked for others."""
+        return Thresholds(
+            self.max_kl if max_kl is None else max_kl,
+            self.min_top1 if min_top1 is None else min_top1,
+        )
+
+
+DEFAULTS: Mapping[GGMLQuantizationType, Thresholds] = {
+    TYPE.F32: Thresholds(0.001, 0.98),
+    TYPE.F16: Thresholds(0.001, 0.98),
+    TYPE.BF16: Thresholds(0.01, 0.97),
+    TYPE.Q8_0: Thresholds(0.02, 0.95),
+    TYPE.Q6_K: Thresholds(0.05, 0.92),
+    TYPE.Q5_K: Thresholds(0.1, 0.90),
+    TYPE.Q5_1: Thresholds(0.1, 0.90),
+    TYPE.Q5_0: Thresholds(0.1, 0.90),
+    TYPE.Q4_K: Thresholds(0.2, 0.85),
+    TYPE.Q4_1: Thresholds(0.25, 0.85),
+    TYPE.Q4_0: Thresholds(0.3, 0.80),
+    TYPE.Q3_K: Thresholds(0.6, 0.75),
+    TYPE.Q2_K: Thresholds(1.5, 0.60),
+}
+
+
+def prevailing_type(model: Model) -> GGMLQuantizationType:
+    """The type of most weights in the layers; of all weights where there are no layers."""
+    counts = Counter[GGMLQuantizationType]()
+    for part in model.parts.values():
+        if part.qtype is not None and len(part.shape) > 1:
+            counts[part.qtype] += math.prod(part.shape) * (1000 if part.name.startswith("blk.") else 1)
+    return counts.most_common(1)[0][0] if counts else TYPE.F32
+
+
+def default_thresholds(model: Model) -> Thresholds:
+    """The thresholds for the type of most of the model's weights."""
+    return DEFAULTS[prevailing_type(model)]
