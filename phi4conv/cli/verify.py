@@ -50,7 +50,8 @@ EXIT_WRONG = 1
     "--min-top1",
     metavar="P",
     type=click.FloatRange(0, 1),
-    help="The least share of tokens that both sides find likeliest, 0 to 1.  [default: by the file's type]",
+    help="The least share, 0 to 1, of positions with the same likeliest token, among those where the source finds it "
+    "twice as likely as the next.  [default: by the file's type]",
 )
 @click.option(
     "--runtime",
@@ -222,9 +223,12 @@ def add_logits(page: Page, outcome: Verification) -> None:
             section = row.section
             page.add(f"  ====== {section} ======")
         page.add(f"  {row.text}")
+    if (top := figures.same_top_where_decided) is not None:
+        shown = f"{100 * top.value:.3f} ± {100 * top.error:.3f} %"
+        page.add(f"  Same top p: {shown} at the {figures.decided} positions where the source is decided")
     page.add(
         f"  a good {outcome.sides.type_name} file: mean KLD at most {thresholds.max_kl:g}, same top p at least "
-        f"{100 * thresholds.min_top1:g} %"
+        f"{100 * thresholds.min_top1:g} % there"
     )
     page.add()
     if outcome.outcome.llama_cpp is not None:

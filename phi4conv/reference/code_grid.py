@@ -42,20 +42,23 @@ GROSS = 12.0
 # Relative to the weights, in squares: far below what float32 arithmetic can tell.
 NEGLIGIBLE = 1e-12
 
-# Of a block's codes: how far off any of them may be, how many by two, and all on the average. Tools that adjust codes
-# change some of them by one.
+# Of a block's codes: how far off any of them may be, how many so far, and all on the average. Tools that adjust codes
+# change some of them by one, and that may add to one that was off before.
 MOST_OFF = 2
-MOST_OFF_BY_TWO = 0.02
+MOST_OFF_SHARE, FEW = 0.02, 2
 MEAN_OFF = 0.5
 
-# Codes off in one direction alone (all up, or all away from zero) are no rounding: at least so many, in a share of
-# the block, and so one-sided.
-FEWEST_MOVED = 8
-MOVED = 0.05
+# Codes off in one direction alone (up, or away from zero) are no rounding: so large a part of those that are off, and
+# so many times the root of their number, which is how far chance would go.
 ONE_SIDED = 0.8
+BEYOND_CHANCE = 5.0
+
+# Nor are codes that make the error so many times (in squares) what the nearest ones would leave, and so many times what
+# the type leaves of normal weights.
+NEEDLESS, TYPICAL = 8.0, 4.0
 NEARLY_ALL = 0.9
 
-# A block is gone when it has less than this of the weights' energy.
+# A block is gone when it has less than this of the weights' energy, or of their spread.
 GONE = 0.01
 # The least positive float16: scales below half of it become zero.
 F16_STEP = 2.0**-24
@@ -70,6 +73,7 @@ class Codes:
         stop: The byte behind them.
         levels: How many values a code has.
         multiple: The most that a weight is of its block's float16 scale.
+        error: Relative error on normal weights, root mean square.
         low, high: The bytes that, repeated, make every code its lowest and its highest.
         nearest: Whether ggml always takes the nearest code.
     """
@@ -78,6 +82,7 @@ class Codes:
     stop: int
     levels: int
     multiple: int
+    error: float
     low: int = 0x00
     high: int = 0xFF
     nearest: bool = True
@@ -85,16 +90,16 @@ class Codes:
 
 TYPE = GGMLQuantizationType
 CODES: Mapping[GGMLQuantizationType, Codes] = {
-    TYPE.Q2_K: Codes(16, 80, 4, 15 * 3),
-    TYPE.Q3_K: Codes(0, 96, 8, 32 * 4),
-    TYPE.Q4_K: Codes(16, 144, 16, 63 * 15),
-    TYPE.Q5_K: Codes(16, 176, 32, 63 * 31),
-    TYPE.Q6_K: Codes(0, 192, 64, 128 * 32),
-    TYPE.Q8_0: Codes(2, 34, 256, 127, low=0x80, high=0x7F),
-    TYPE.Q4_0: Codes(2, 18, 16, 8, nearest=False),
-    TYPE.Q4_1: Codes(4, 20, 16, 15, nearest=False),
-    TYPE.Q5_0: Codes(2, 22, 32, 16, nearest=False),
-    TYPE.Q5_1: Codes(4, 24, 32, 31, nearest=False),
+    TYPE.Q2_K: Codes(16, 80, 4, 15 * 3, 0.297),
+    TYPE.Q3_K: Codes(0, 96, 8, 32 * 4, 0.151),
+    TYPE.Q4_K: Codes(16, 144, 16, 63 * 15, 0.0715),
+    TYPE.Q5_K: Codes(16, 176, 32, 63 * 31, 0.0362),
+    TYPE.Q6_K: Codes(0, 192, 64, 128 * 32, 0.0178),
+    TYPE.Q8_0: Codes(2, 34, 256, 127, 0.00536, low=0x80, high=0x7F),
+    TYPE.Q4_0: Codes(2, 18, 16, 8, 0.0861, nearest=False),
+    TYPE.Q4_1: Codes(4, 20, 16, 15, 0.0783, nearest=False),
+    TYPE.Q5_0: Codes(2, 22, 32, 16, 0.0428, nearest=False),
+    TYPE.Q5_1: Codes(4, 24, 32, 31, 0.0379, nearest=False),
 }
 
 
@@ -163,18 +168,23 @@ def judge(qtype: GGMLQuantizationType, found: Floats, data: Bytes | None, expect
         values[~finite] = weights[~finite]
         signal, energy = products(weights, weights), products(values, values)
         noise, own_noise = squares(values - weights), squares(own_values - weights)
-        peak = np.abs(weights).max(axis=-1)
-        # Where float16 cannot hold the scale, nothing but zeros is left by good encoders, too.
-        gone = (energy < GONE * signal) & (own_noise < 0.5 * signal) & (peak >= codes.multiple * F16_STEP)
+        peak, extent = np.abs(weights).max(axis=-1), np.ptp(weights, axis=-1)
+        # Where float16 cannot hold the scale, nothing is left by good encoders, either.
+        least = codes.multiple * F16_STEP
+        variance = spread(weights)
+        gone = (energy < GONE * signal) & (own_noise < 0.5 * signal) & (peak >= least)
+        gone |= (spread(values) < GONE * variance) & (own_noise < 0.5 * variance) & (extent >= least)
         if data is None:
             suspect = gone | is_gross(noise, own_noise, weights)
             moves = own_moves = np.zeros(weights.shape)
         else:
-            moves = moved_codes(qtype, values, data, weights)
-            own_moves = moved_codes(qtype, own_values, own_data, weights)
+            moves, steps = moved_codes(qtype, values, data, weights)
+            own_moves, _ = moved_codes(qtype, own_values, own_data, weights)
             notable = noise > NOTABLE * own_noise + NEGLIGIBLE * signal
             if codes.nearest:
+                nearest_noise = squares(values - moves * steps - weights)
                 wrong = inconsistent(moves, weights)
+                wrong |= (noise > NEEDLESS * nearest_noise) & (noise > TYPICAL * codes.error**2 * signal)
             else:
                 wrong = (is_far(moves) & is_gross(noise, own_noise, weights)) | all_one_way(moves)
             suspect = gone | (notable & wrong)
@@ -194,10 +204,10 @@ def judge(qtype: GGMLQuantizationType, found: Floats, data: Bytes | None, expect
         )
 
 
-def moved_codes(qtype: GGMLQuantizationType, values: Doubles, data: Bytes, weights: Doubles) -> Doubles:
-    """How many codes each value is above the nearest one to its weight; zero where all codes mean the same value.
+def moved_codes(qtype: GGMLQuantizationType, values: Doubles, data: Bytes, weights: Doubles) -> tuple[Doubles, Doubles]:
+    """How many steps each value is above the nearest one to its weight, and the steps, zero or positive.
 
-    values, weights: float64 (rows, blocks, block). The sign is that of the value, not of the code.
+    values, weights: float64 (rows, blocks, block). Where all codes mean the same value no value is off.
     """
     codec, codes = CODECS[qtype], CODES[qtype]
     ends = []
@@ -209,15 +219,14 @@ def moved_codes(qtype: GGMLQuantizationType, values: Doubles, data: Bytes, weigh
     usable = np.isfinite(step) & (step != 0) & np.isfinite(ends[0])
     nearest = np.clip(np.rint((weights - ends[0]) / step), 0, codes.levels - 1)
     code = np.rint((values - ends[0]) / step)
-    return np.where(usable, (code - nearest) * np.sign(step), 0.0)
+    return np.where(usable, (code - nearest) * np.sign(step), 0.0), np.where(usable, np.abs(step), 0.0)
 
 
 def inconsistent(moves: Doubles, weights: Doubles) -> Flags:
     """Which blocks have codes that are not these weights': both (rows, blocks, block) -> (rows, blocks)."""
     moved = count(moves != 0)
-    upward, outward = np.abs(np.sign(moves).sum(axis=-1)), np.abs(outwards(moves, weights))
-    many = moved >= max(FEWEST_MOVED, MOVED * moves.shape[-1])
-    flags: Flags = is_far(moves) | (many & (np.maximum(upward, outward) >= ONE_SIDED * moved))
+    one_way = np.maximum(np.abs(np.sign(moves).sum(axis=-1)), np.abs(outwards(moves, weights)))
+    flags: Flags = is_far(moves) | (one_way > np.maximum(ONE_SIDED * moved, BEYOND_CHANCE * np.sqrt(moved)))
     return flags
 
 
@@ -231,14 +240,13 @@ def is_far(moves: Doubles) -> Flags:
     """Which blocks have a code that is far from the nearest one, or too many that are not the nearest."""
     distance = np.abs(moves)
     far: Flags = (distance.max(axis=-1) > MOST_OFF) | (distance.mean(axis=-1) > MEAN_OFF)
-    far |= (distance >= 2).mean(axis=-1) > MOST_OFF_BY_TWO
+    far |= count(distance >= MOST_OFF) > max(FEW, MOST_OFF_SHARE * moves.shape[-1])
     return far
 
 
 def is_gross(noise: Doubles, own_noise: Doubles, weights: Doubles) -> Flags:
     """Which blocks err more than importance explains, and half as much as random weights of the same kind would."""
-    spread = squares(weights - weights.mean(axis=-1, keepdims=True))
-    flags: Flags = (noise > GROSS * own_noise) & (noise > 0.5 * spread)
+    flags: Flags = (noise > GROSS * own_noise) & (noise > 0.5 * spread(weights))
     return flags
 
 
@@ -262,6 +270,11 @@ def products(left: Doubles, right: Doubles) -> Doubles:
 def squares(values: Doubles) -> Doubles:
     """Sums of squares along the last axis."""
     return products(values, values)
+
+
+def spread(values: Doubles) -> Doubles:
+    """Sums of the squared distances from the block's mean."""
+    return squares(values - values.mean(axis=-1, keepdims=True))
 
 
 def count(flags: Flags) -> Doubles:

@@ -117,6 +117,7 @@ class LogitComparison:
             other_log_probability=other.log_probability().where(scored, math.nan).numpy(),
             base_top=ours[:, 0].numpy(),
             other_top=theirs[:, 0].numpy(),
+            base_margin=base.margin().numpy(),
             same_top=(self._same_top & both).numpy(),
             top_5_overlap=(shared.double() / (ours >= 0).sum(dim=1).clamp_min(1)).numpy(),
             largest_difference=self._largest_difference.where(both, math.inf).numpy(),
@@ -177,6 +178,11 @@ class Side:
         keys = torch.cat([self._top_keys[rows], order_keys(logits, start)], dim=1)
         self._top_keys[rows] = keys.topk(TOP, dim=1).values
 
+    def margin(self) -> Tensor:
+        """By how much the largest logit is above the next, float64 (positions,); NaN where there are no probabilities."""
+        first, second = logits_of_keys(self._top_keys[:, :2]).double().unbind(dim=1)
+        return (first - second).where(self.finite, math.nan)
+
     def top_ids(self) -> Tensor:
         """The likeliest tokens in falling order, int64 (positions, TOP).
 
@@ -198,6 +204,13 @@ def order_keys(logits: Tensor, start: int) -> Tensor:
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     ids = torch.arange(start, start + logits.shape[1])
     return (ordered.long() << ID_BITS) | (ID_MASK - ids)
+
+
+def logits_of_keys(keys: Tensor) -> Tensor:
+    """The logits of keys that order_keys made, float32 of their shape; -inf for NO_KEY."""
+    ordered = (keys >> ID_BITS).int()
+    logits = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
+    return logits.where(keys != NO_KEY, -math.inf)
 
 
 def target_logits(logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

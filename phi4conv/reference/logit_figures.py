@@ -34,6 +34,10 @@ FRACTIONS = (0.0, 0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.99
 
 TOP = 5
 
+# The base is decided where it finds its likeliest token at least twice as likely as the next. Where it is not, a good
+# quantized file often finds the other one likelier.
+DECIDED = math.log(2)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -141,6 +145,8 @@ class LogitFigures:
         kl: KL(base || other) of the positions, in nats, never below 0.
         same_top: The share of positions with the same likeliest token, 0 to 1. Of tokens that are equally likely, any
             may be meant: positions agree when one token has the largest logit on both sides.
+        decided: At how many positions the base finds one token at least twice as likely as any other.
+        same_top_where_decided: The share of those positions with the same likeliest token; None where there are none.
         top_5_overlap: The share of the base's five likeliest tokens that are among the other's five, 0 to 1. Of
             equally likely tokens those with the lowest ids are taken.
         largest_difference: The largest difference of two logits of one token; infinite where one alone is finite.
@@ -155,6 +161,8 @@ class LogitFigures:
     other_not_finite: int
     kl: Spread
     same_top: Estimate
+    decided: int
+    same_top_where_decided: Estimate | None
     top_5_overlap: Estimate
     largest_difference: float
     perplexity: PerplexityFigures | None
@@ -170,6 +178,8 @@ class LogitFigures:
             "other_not_finite": self.other_not_finite,
             "kl_divergence": self.kl.document(),
             "same_top": self.same_top.document(),
+            "decided": self.decided,
+            "same_top_where_decided": self.same_top_where_decided and self.same_top_where_decided.document(),
             "top_5_overlap": self.top_5_overlap.document(),
             "largest_logit_difference": json_number(self.largest_difference),
             "perplexity": None if self.perplexity is None else self.perplexity.document(),
@@ -187,6 +197,8 @@ class PositionFigures:
         other_log_probability: The same of the other side.
         base_top: The likeliest token of the base, the lowest id of equally likely ones; -1 where it is not finite.
         other_top: The same of the other side.
+        base_margin: How far the base's largest logit is above the next, in nats: 0 for equal ones, inf for a single
+            token, NaN where it is not finite.
         same_top: Whether one token has the largest logit on both sides.
         top_5_overlap: The share of the base's five likeliest that are among the other's five.
         largest_difference: The largest difference of two logits of one token.
@@ -199,6 +211,7 @@ class PositionFigures:
     other_log_probability: Doubles
     base_top: Ids
     other_top: Ids
+    base_margin: Doubles
     same_top: Flags
     top_5_overlap: Doubles
     largest_difference: Doubles
@@ -214,6 +227,7 @@ class PositionFigures:
         if not len(self.kl):
             raise ValueError("no positions to compare")
         scored = ~np.isnan(self.base_log_probability)
+        decided = self.base_margin >= DECIDED
         base, other = self.base_log_probability[scored], self.other_log_probability[scored]
         return LogitFigures(
             positions=len(self.kl),
@@ -223,6 +237,8 @@ class PositionFigures:
             other_not_finite=int((~self.other_finite).sum()),
             kl=spread(self.kl),
             same_top=share(self.same_top),
+            decided=int(decided.sum()),
+            same_top_where_decided=share(self.same_top[decided]) if decided.any() else None,
             top_5_overlap=mean(self.top_5_overlap),
             largest_difference=float(self.largest_difference.max()),
             perplexity=perplexities(-base, -other) if scored.any() else None,

@@ -65,7 +65,7 @@ class Model:
     @property
     def head(self) -> Part:
         """The matrix that makes logits: "output", or the embedding where it is tied."""
-        return self.parts.get(HEAD, self.parts[EMBEDDING])
+        return self.parts[HEAD if HEAD in self.parts else EMBEDDING]
 
     def layer(self, index: int) -> dict[str, Part]:
         """The parts of a layer by their names within it, "ffn_gate"; those that are there."""

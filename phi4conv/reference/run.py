@@ -26,6 +26,9 @@ from phi4conv.rows import RowSource, StackedRows, row_count
 # Weights a chunk: 16 MB as float32, so that a matrix product is long enough to keep all cores busy.
 CHUNK_WEIGHTS = 1 << 22
 
+# llama.cpp's contexts are multiples of it (llama-context.cpp).
+CONTEXT_STEP = 256
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -34,8 +37,8 @@ class RunSettings:
     Attributes:
         device: Where torch computes: "cpu", "cuda", "cuda:1", "mps".
         apply_window: Attend within the sliding window, as transformers does; llama.cpp turns it off for phi3.
-        n_ctx: The context for which LongRoPE factors are chosen, as llama.cpp does; None takes each prompt's own
-            length, as transformers does.
+        n_ctx: The context for which LongRoPE factors are chosen, as llama.cpp does, which rounds it up to a multiple of
+            256; None takes each prompt's own length, as transformers does.
     """
 
     device: str = "cpu"
@@ -44,7 +47,16 @@ class RunSettings:
 
     def stretch(self, count: int, context_length: int | None = None) -> Stretch:
         """The beginning of a sequence of count tokens, in a context of so many if that is known to be longer."""
-        return Stretch(count, self.n_ctx or context_length or count)
+        return Stretch(count, llama_context(self.n_ctx) if self.n_ctx else context_length or count)
+
+
+def llama_context(n_ctx: int) -> int:
+    """The context that llama.cpp makes of a wish (llama_init_from_model pads it).
+
+    >>> llama_context(1), llama_context(256), llama_context(4097)
+    (256, 256, 4352)
+    """
+    return -(-n_ctx // CONTEXT_STEP) * CONTEXT_STEP
 
 
 class Runner:

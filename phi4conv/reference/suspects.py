@@ -14,7 +14,7 @@ from gguf.constants import GGMLQuantizationType
 from phi4conv.arrays import Bytes
 from phi4conv.gguf_file.rows import GGUFRows
 from phi4conv.quant import CODECS, decode, encode
-from phi4conv.reference.code_grid import CODES, F16_STEP, Doubles, Flags, Judgement, judge
+from phi4conv.reference.code_grid import CODES, Doubles, Flags, Judgement, judge
 from phi4conv.reference.permuted_rows import PermutedRows
 from phi4conv.reference.tensor_screen import Screen, beyond_rounding, block_width
 from phi4conv.rows import RowSource, SlicedRows
@@ -129,7 +129,7 @@ def find_suspects(found: RowSource, expected: RowSource, qtype: TYPE, screen: Sc
     expectation = expectation_of(sample.judgement, CODECS[qtype].block_weights)
     if corresponds_nowhere(sample.judgement, CODECS[qtype].block_weights):
         return Evidence(expectation, *regions([*broken, *suspect_blocks(sample, width)]), everywhere=True)
-    strength = strengths(screen, sample.judgement, qtype)
+    strength = strengths(screen, sample.judgement)
     rows = standing_out(screen, strength)
     examined = judged(found, expected, qtype, rows[:MOST_ROWS])
     blocks = [*broken, *suspect_blocks(sample, width), *suspect_blocks(examined, width)]
@@ -142,7 +142,7 @@ def find_suspects(found: RowSource, expected: RowSource, qtype: TYPE, screen: Sc
 
 def find_bad_weights(found: RowSource, expected: RowSource, qtype: TYPE, screen: Screen, sample_rows: int) -> Evidence:
     """List the weights of a float type that rounding does not explain, as the screen has counted them."""
-    sums, (beyond, compared, _) = screen.sums, screen.marks
+    sums, (beyond, compared) = screen.sums, screen.marks
     rows = spread_rows(len(beyond), sample_rows)
     expectation = float_expectation(found, expected, qtype, rows)
     count, width = int(beyond.sum()), expected.shape[-1]
@@ -242,34 +242,30 @@ def corresponds_nowhere(sample: Judgement, block: int) -> bool:
     telling = sample.finite & (sample.signal > 0)
     if telling.any() and float(sample.suspect[telling].mean()) >= MOST:
         return True
-    signal = float(sample.signal.sum())
+    others = telling & ~sample.suspect
+    signal = float(sample.signal[others].sum())
     if not signal > 0:
         return False
-    off = float(sample.product.sum() - sample.own_product.sum()) / signal
+    off = float((sample.product - sample.own_product)[others].sum()) / signal
     if sample.identical is None:
         return abs(off) > SLOPE_OFF_UNSEEN
-    moved, outward = float(sample.moved.sum()), float(sample.outward.sum())
-    excess = moved - float(sample.own_moved.sum())
+    moved, outward = float(sample.moved[others].sum()), float(sample.outward[others].sum())
     return (
-        excess >= max(FEWEST_SCALED, SCALED * block * int(sample.finite.sum()))
+        moved - float(sample.own_moved[others].sum()) >= max(FEWEST_SCALED, SCALED * block * int(others.sum()))
         and abs(outward) >= ONE_SIDED * moved
         and abs(off) > SLOPE_OFF
         and off * outward > 0
     )
 
 
-def strengths(screen: Screen, sample: Judgement, qtype: TYPE) -> Doubles:
+def strengths(screen: Screen, sample: Judgement) -> Doubles:
     """How much every block stands out, (rows, blocks); one beyond 1 is to be judged."""
-    by_peak, by_signal, peak = (mark.astype(np.float64) for mark in screen.marks)
-    blocks = by_peak.shape[1]
-    own_noise = sample.own_noise.reshape(len(sample.own_noise), blocks, -1).sum(axis=-1)
-    own_peak = sample.peak.reshape(len(sample.peak), blocks, -1).max(axis=-1)
-    natural = np.divide(own_noise, np.square(own_peak), out=np.zeros_like(own_noise), where=own_peak > 0)
-    strength = np.maximum(by_peak / max(ROOM * float(natural.max()), LEAST_LIMIT), by_signal / LOST)
-    # What is left of weights too small for the type's scale says nothing, as long as it is small, too.
-    too_small = (peak < CODES[qtype].multiple * F16_STEP) & (by_signal < 4)
-    left: Doubles = np.where(too_small | screen.broken, 0, strength)
-    return left
+    by_peak, by_signal = (np.where(screen.broken, 0.0, mark.astype(np.float64)) for mark in screen.marks)
+    natural = np.divide(
+        sample.own_noise, np.square(sample.peak), out=np.zeros_like(sample.peak), where=sample.peak > 0
+    )  # fmt: skip
+    strength: Doubles = np.maximum(by_peak / max(ROOM * float(natural.max()), LEAST_LIMIT), by_signal / LOST)
+    return strength
 
 
 def standing_out(screen: Screen, strength: Doubles) -> Rows:
@@ -278,7 +274,7 @@ def standing_out(screen: Screen, strength: Doubles) -> Rows:
     order = np.argsort(-most, kind="stable")
     always = [
         np.argsort(-np.where(screen.broken, 0, mark).max(axis=1), kind="stable")[:ALWAYS_JUDGED]
-        for mark in screen.marks[:2]
+        for mark in screen.marks
     ]
     rows = dict.fromkeys(int(row) for row in (*np.concatenate(always), *order[: np.count_nonzero(most > 1)]))
     return np.array(list(rows), np.int64)

@@ -158,7 +158,7 @@ def part_errors(
 ) -> list[PartError]:
     """Parts of the file, each against the source's, in the order given. Any number of workers gives the same.
 
-    Memory is that of a few chunks of a million weights for each worker, and of one part's marks, 13 bytes for every 256
+    Memory is that of a few chunks of a million weights for each worker, and of one part's marks, 9 bytes for every 256
     weights.
 
     Args:

@@ -14,7 +14,7 @@ from gguf.constants import GGMLQuantizationType
 
 from phi4conv.arrays import Floats
 from phi4conv.quant import CODECS, decode, encode
-from phi4conv.reference.code_grid import Doubles, Flags
+from phi4conv.reference.code_grid import CODES, F16_STEP, Doubles, Flags
 from phi4conv.rows import RowSource
 
 TYPE = GGMLQuantizationType
@@ -33,8 +33,8 @@ SMALL, LARGE = 1e-15, 1e15
 # The spacing of a type's numbers relative to their magnitude: rounding errs by less, whichever way it goes.
 SPACING = {TYPE.F32: 2.0**-23, TYPE.F16: 2.0**-10, TYPE.BF16: 2.0**-7}
 
-# Below the least normal float16 its numbers are this far apart.
-F16_LEAST_NORMAL, F16_STEP = 2.0**-14, 2.0**-24
+# Below it, numbers of float16 are F16_STEP apart.
+F16_LEAST_NORMAL = 2.0**-14
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,9 @@ class Screen:
 
     Attributes:
         sums: See Sums.
-        marks: float32 (3, rows, blocks). Of quantized types: squared error over the squared largest weight, squared
-            error over the squared weights, the largest weight. Of float types: how many weights are beyond rounding,
-            how many are not zero on both sides, zero.
+        marks: float32 (2, rows, blocks). Of quantized types: squared error over the squared largest weight, and squared
+            error over the squared weights; where the type's own blocks are smaller, those of the worst one. Of float
+            types: how many weights are beyond rounding, and how many are not zero on both sides.
         broken: bool (rows, blocks): the file has a weight that is not finite, and is in the source.
         rounded: A weight is another than its type makes of it. Float types only.
     """
@@ -137,7 +137,8 @@ def screen_rows(found: RowSource, expected: RowSource, qtype: TYPE, start: int, 
         FormatError, CheckpointError: A file cannot be read, or its type not be decoded.
     """
     width = expected.shape[-1]
-    block = block_width(width)
+    marked = block_width(width)
+    block = min(marked, CODECS[qtype].block_weights) if qtype in CODES else marked
     values = np.ascontiguousarray(found.rows(start, stop)).reshape(-1, block)
     weights = np.ascontiguousarray(expected.rows(start, stop)).reshape(-1, block)
     height = max(1, TILE_WEIGHTS // block)
@@ -150,8 +151,10 @@ def screen_rows(found: RowSource, expected: RowSource, qtype: TYPE, start: int, 
             place = start * width + first * block
             tiles.append(screen_tile(*pair, qtype, first=place, width=width, largest_before=largest))
     whole = joined(tiles)
-    shape = (stop - start, width // block)
-    return Screen(whole.sums, whole.marks.reshape(3, *shape), whole.broken.reshape(shape), whole.rounded)
+    shape = (stop - start, width // marked, marked // block)
+    marks = whole.marks.reshape(2, *shape).max(axis=-1)
+    broken = np.asarray(whole.broken.reshape(shape).any(axis=-1))
+    return Screen(whole.sums, marks, broken, whole.rounded)
 
 
 def screen_tile(
@@ -203,7 +206,7 @@ def screen_tile(
         non_finite=non_finite,
         first_non_finite=first_non_finite,
     )
-    marks = np.zeros((3, len(weights)), np.float32)
+    marks = np.zeros((2, len(weights)), np.float32)
     if qtype in FLOAT_TYPES:
         rounded = not exact_fit and not is_encoding(values, weights, qtype)
         if rounded:
@@ -212,7 +215,9 @@ def screen_tile(
         return Screen(sums, marks, broken, rounded)
     marks[0] = quotient(noise, np.square(peak.astype(np.float64)))
     marks[1] = quotient(noise, signal)
-    marks[2] = peak
+    # What is left of weights too small for the type's scale says nothing, as long as it is small, too.
+    least = CODES[qtype].multiple * F16_STEP if qtype in CODES else 0.0
+    marks[:, (peak < least) & (marks[1] < 4)] = 0
     return Screen(sums, marks, broken, rounded=False)
 
 

@@ -14,13 +14,13 @@ from phi4conv.arrays import Bytes, Floats
 from phi4conv.errors import FormatError
 from phi4conv.gguf_file.rows import GGUFRows
 from phi4conv.quant import CODECS, QuantCodec, decode
-from phi4conv.verify.recognize_evidence import GAIN, Case, Evidence, Indices, enough, fitting, row_errors
+from phi4conv.verify.recognize_evidence import GAIN, Case, Evidence, Indices, enough, fitting, row_errors, squares
 
 # How far data are looked for on either side of their place, in bytes.
-SEARCHED_BYTES = 4096
+SEARCHED_BYTES = 8192
 
-# Weights by which displaced data are known: a superblock of the K-quants.
-SAMPLE_WEIGHTS = 256
+# Weights by which displaced data are known, at least; the types' blocks have up to 256.
+SAMPLE_WEIGHTS = 32
 
 
 @dataclass(frozen=True)
@@ -136,27 +136,23 @@ def displaced(case: Case, tensor: GGUFRows, order: Indices) -> Iterator[Mending]
 def displacement(case: Case, tensor: GGUFRows, order: Indices) -> int:
     """How many bytes behind its place a piece of a bad row is found; 0 where it is not found."""
     codec = CODECS[tensor.qtype]
-    width = tensor.shape[-1]
+    size = max(codec.block_weights, SAMPLE_WEIGHTS)
     bad = case.trial.where(case.trial.bad)
     chosen = len(bad.rows) // 2
-    expected = bad.expected[chosen]
-    # The strongest piece of the row says most.
-    pieces = width // SAMPLE_WEIGHTS
+    row, expected = int(bad.rows[chosen]), bad.expected[chosen]
+    pieces = len(expected) // size
     if not pieces or not expected.any():
         return 0
-    sizes = (expected[: pieces * SAMPLE_WEIGHTS].astype(np.float64) ** 2).reshape(pieces, -1).sum(axis=1)
-    piece = int(sizes.argmax())
-    wanted = expected[piece * SAMPLE_WEIGHTS : (piece + 1) * SAMPLE_WEIGHTS]
-    piece_bytes = codec.row_bytes(SAMPLE_WEIGHTS)
-    place = tensor.offset + int(order[bad.rows[chosen]]) * codec.row_bytes(width) + piece * piece_bytes
-    first = max(0, place - SEARCHED_BYTES)
-    last = min(tensor.reader.size, place + piece_bytes + SEARCHED_BYTES)
-    data = np.frombuffer(tensor.reader.read(first, last - first), np.uint8)
-    windows = np.lib.stride_tricks.sliding_window_view(data, piece_bytes)
+    # The strongest piece of the row says most.
+    piece = int(squares(expected[: pieces * size].reshape(pieces, size)).argmax())
+    wanted = expected[piece * size : (piece + 1) * size]
+    place = tensor.offset + int(order[row]) * codec.row_bytes(tensor.shape[-1]) + piece * codec.row_bytes(size)
+    start = max(0, place - SEARCHED_BYTES)
+    stop = min(tensor.reader.size, place + codec.row_bytes(size) + SEARCHED_BYTES)
+    data = np.frombuffer(tensor.reader.read(start, stop - start), np.uint8)
     with np.errstate(invalid="ignore", over="ignore"):
-        weights = decode(codec, windows)
-        fits = fitting(tensor.qtype, weights, np.broadcast_to(wanted, weights.shape))
-        errors = row_errors(weights, np.broadcast_to(wanted, weights.shape))
-    errors[~fits] = np.inf
+        weights = decode(codec, np.lib.stride_tricks.sliding_window_view(data, codec.row_bytes(size)))
+        errors = np.nan_to_num(np.square(weights - wanted).sum(axis=1), nan=np.inf)
     nearest = int(errors.argmin())
-    return first + nearest - place if np.isfinite(errors[nearest]) else 0
+    fits = fitting(tensor.qtype, weights[nearest : nearest + 1], wanted[None])
+    return start + nearest - place if fits[0] else 0

@@ -13,7 +13,7 @@ from gguf.constants import GGMLQuantizationType
 
 from phi4conv.arrays import Floats
 from phi4conv.quant import CODECS, decode, encode
-from phi4conv.verify.recognize_evidence import Indices, Mask, TensorView, rows_at
+from phi4conv.verify.recognize_evidence import Indices, Mask, TensorView, rows_at, slope_tolerance
 
 PIECE = 256  # weights: a superblock of the K-quants, and a whole number of every other type's blocks
 
@@ -27,6 +27,9 @@ CHUNK_WEIGHTS = 1 << 20
 
 # A weight is absurd when it is so many times larger than the largest that the source has in its row.
 ABSURD = 4.0
+
+# And it stands alone when it is so many times larger than all others that are wrong.
+OUTSTANDING = 4.0
 
 # A weight of F32, F16 or BF16 is wrong when it is off by more than this part of its row's root mean square.
 EXACT_TOLERANCE = 0.02
@@ -122,8 +125,22 @@ def bad_cells(qtype: GGMLQuantizationType, found: Floats, expected: Floats, size
         limit = np.maximum(limit, own * 1.2)
         bad: Mask = np.zeros_like(suspect)
         bad[suspect_rows] = ~(errors[suspect_rows] <= limit[suspect_rows])
+        bad[suspect_rows] |= wrong_slopes(found[suspect_rows], chosen, own[suspect_rows], size)
         # Rounding through 16 bits leaves cells of zeros as they are; anything else in them is a difference.
     return bad
+
+
+def wrong_slopes(found: Floats, expected: Floats, own: npt.NDArray[np.float32], size: int) -> Mask:
+    """Which cells are the source's times another factor; own: the squared errors of encoding, (rows, cells)."""
+    norms = cell_sums(expected, size)
+    rows = len(found)
+    if expected.shape[1] % size:
+        products = np.add.reduceat(found * expected, np.arange(0, expected.shape[1], size), axis=1)
+    else:
+        products = np.einsum("rcw,rcw->rc", found.reshape(rows, -1, size), expected.reshape(rows, -1, size))
+    relative = np.sqrt(own / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float64)
+    off: Mask = np.abs(products - norms) > norms * slope_tolerance(relative, size)
+    return off
 
 
 # The squared relative error below which no piece is suspect: that of normal weights, see recognize_values.
@@ -143,7 +160,7 @@ SCREENS = {
 
 def screen(qtype: GGMLQuantizationType) -> float:
     """The squared relative error that a cell of normal weights may have before its row is encoded for comparison."""
-    return (1.6 * SCREENS[qtype]) ** 2
+    return (1.4 * SCREENS[qtype]) ** 2
 
 
 @dataclass(frozen=True)
@@ -235,21 +252,26 @@ def absurd(cells: Cells) -> Damage | None:
     """One weight is far too large, or, where weights stand by themselves, wrong; its block may be spoilt by it."""
     with np.errstate(invalid="ignore", over="ignore"):
         ratios = np.abs(cells.found) / np.maximum(cells.peaks, np.finfo(np.float32).tiny)[:, None]
-    huge = ratios > ABSURD
     if len(np.unique(cells.rows)) > 1 or not np.isfinite(cells.found).all():
         return None
-    if huge.sum() != 1 and not (len(cells.rows) == 1 and cells.size == 1):
+    cell, within = (int(place) for place in np.unravel_index(int(ratios.argmax()), ratios.shape))
+    is_absurd = bool(ratios[cell, within] > ABSURD)
+    if cells.size == 1 and len(cells.rows) > 1:
         return None
-    block = np.flatnonzero(huge.any(axis=1))
-    cell = int(block[0]) if len(block) else 0
-    within = int(np.argmax(np.abs(cells.found[cell])))
+    if is_absurd:
+        # One huge weight spoils the others of its block, which no longer have a scale of their own.
+        others = np.delete(ratios.reshape(-1), int(ratios.argmax()))
+        if others.max(initial=0) * OUTSTANDING > ratios[cell, within]:
+            return None
+    elif cells.size > 1:
+        return None
     first, last = int(cells.columns[0]), int(cells.columns[-1]) + cells.size - 1
     if last - first >= max(PIECE, cells.size):
         return None
     value, expected = float(cells.found[cell, within]), float(cells.expected[cell, within])
     row, column = int(cells.rows[cell]), int(cells.columns[cell]) + within
     place = f"{value:.6g} at row {row}, column {column}, where the source has {expected:.6g}"
-    code, kind = ("absurd-value", "one weight is absurd") if len(block) else ("single-value", "one weight is wrong")
+    code, kind = ("absurd-value", "one weight is absurd") if is_absurd else ("single-value", "one weight is wrong")
     return Damage(code, f"{kind}: {place}", expected=f"{expected:.6g}", actual=f"{value:.6g}")
 
 

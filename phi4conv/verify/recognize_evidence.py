@@ -7,6 +7,7 @@ has its own limit and so have rows of odd distributions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -198,9 +199,8 @@ def encoding_errors(qtype: GGMLQuantizationType, rows: Floats) -> Doubles:
     return row_errors(encoded, rows)
 
 
-def limits(qtype: GGMLQuantizationType, rows: Floats) -> Doubles:
-    """The relative error that each of these rows may have in a good file of this type, (rows,)."""
-    own = encoding_errors(qtype, rows)
+def limits(own: Doubles) -> Doubles:
+    """The relative error that each row may have in a good file, by what encoding alone leaves, (rows,)."""
     return np.maximum(np.clip(own * LIMIT_TIMES_OWN, SMALLEST_LIMIT, LARGEST_LIMIT), own * 1.1)
 
 
@@ -211,8 +211,22 @@ def fitting(qtype: GGMLQuantizationType, found: Floats, expected: Floats) -> Mas
     errors = row_errors(found, expected)
     if np.median(errors) > 2 and (errors > 2).all():
         return np.zeros(len(found), np.bool_)
-    fits: Mask = errors <= limits(qtype, expected)
+    own = encoding_errors(qtype, expected)
+    fits: Mask = errors <= limits(own)
+    wide = expected.astype(np.float64)
+    norms = squares(expected)
+    with np.errstate(invalid="ignore", over="ignore"):
+        off = np.abs(np.einsum("rc,rc->r", found.astype(np.float64), wide) - norms)
+        fits &= off <= norms * slope_tolerance(own, expected.shape[1])
     return fits
+
+
+def slope_tolerance(own: Doubles, count: int) -> Doubles:
+    """How far from 1 the factor between file and source may be over so many weights, by the type's own errors.
+
+    An importance matrix makes weights of Q2_K (error 0.30) up to 9 % smaller; the rest is six times the noise.
+    """
+    return SMALLEST_LIMIT + own * (0.3 + own + 6 / math.sqrt(count))
 
 
 @dataclass(frozen=True)

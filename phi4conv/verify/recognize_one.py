@@ -130,12 +130,12 @@ def recognize_view(view: TensorView, found: Model, source: Model, *, thorough: b
 
 
 def explanation(case: Case) -> Recognition | None:
-    """The first hypothesis that explains the case, or what has to be undone to the bytes."""
-    hypothesis = next((each for each in hypotheses(case) if explains(case, each)), None)
-    if hypothesis is not None:
-        return named(hypothesis)
+    """What has to be undone to the bytes, or the first hypothesis that explains the case."""
     mending = next((each for each in mendings(case) if mends(case, each)), None)
-    return None if mending is None else Recognition(mending.code, mending.sentence)
+    if mending is not None:
+        return Recognition(mending.code, mending.sentence)
+    hypothesis = next((each for each in hypotheses(case) if explains(case, each)), None)
+    return None if hypothesis is None else named(hypothesis)
 
 
 def hypotheses(case: Case) -> Iterator[Hypothesis]:

@@ -210,7 +210,7 @@ def column_steps(evidence: Evidence) -> Doubles:
 
 
 def moved_columns(case: Case) -> Iterator[Hypothesis]:
-    """Every row shifted by the same number of columns: round its own end, into its neighbour, or out into zeros."""
+    """Every row shifted by the same number of columns: round its own end, or out into zeros."""
     bad = case.trial.where(case.trial.bad)
     if not np.isfinite(bad.found).all():
         return
@@ -227,7 +227,6 @@ def moved_columns(case: Case) -> Iterator[Hypothesis]:
     moved = f"{abs(shift)} {units if abs(shift) > 1 else units[:-1]} to the {'right' if shift > 0 else 'left'}"
     kinds: tuple[tuple[str, str, Callable[[RowSource, int, Indices], Floats]], ...] = (
         ("columns-shifted", f"its {units} are shifted cyclically, {moved}", rolled),
-        ("weights-shifted", f"its weights are shifted in one stream, {moved} and on into the next row", streamed),
         ("columns-shifted", f"its {units} are shifted, {moved}, with zeros in their place", padded),
     )
     for code, sentence, change in kinds:
@@ -247,18 +246,6 @@ def padded(source: RowSource, shift: int, rows: Indices) -> Floats:
         weights[:, :shift] = 0
     else:
         weights[:, shift:] = 0
-    return weights
-
-
-def streamed(source: RowSource, shift: int, rows: Indices) -> Floats:
-    """Rows of a matrix all of whose weights moved to the right in one stream; the first and last rows meet."""
-    count = source.shape[0] if len(source.shape) > 1 else 1
-    weights = rolled(source, shift, rows)
-    neighbours = rolled(source, shift, (rows - int(np.sign(shift))) % count)
-    if shift > 0:
-        weights[:, :shift] = neighbours[:, :shift]
-    else:
-        weights[:, shift:] = neighbours[:, shift:]
     return weights
 
 

@@ -1,7 +1,7 @@
 """How far a good file's answers may be from its source's, by the type that most of its layers' weights have.
 
-The figures are measured, see docs/verify.md: for every type the largest mean KL divergence and the least agreement of
-good files, old and new mixes, with and without an importance matrix, with room for other models to differ.
+The figures are measured, see docs/verify.md: some five times the divergence of good files, old and new mixes, so that there
+is room for other models and texts to differ.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class Thresholds:
 
     Attributes:
         max_kl: Mean KL divergence of the next token's distribution, in nats.
-        min_top1: Share of positions at which both sides find the same token likeliest.
+        min_top1: Share of positions at which both sides find the same token likeliest, among those where the source
+            is decided (see logit_figures.DECIDED).
     """
 
     max_kl: float
