@@ -58,6 +58,9 @@ BEYOND_CHANCE = 5.0
 NEEDLESS, TYPICAL = 8.0, 4.0
 NEARLY_ALL = 0.9
 
+# Blocks correlated less with their weights are not made from them, if they err more than importance explains.
+UNLIKE = 0.5
+
 # A block is gone when it has less than this of the weights' energy, or of their spread.
 GONE = 0.01
 # The least positive float16: scales below half of it become zero.
@@ -175,7 +178,7 @@ def judge(qtype: GGMLQuantizationType, found: Floats, data: Bytes | None, expect
         gone = (energy < GONE * signal) & (own_noise < 0.5 * signal) & (peak >= least)
         gone |= (spread(values) < GONE * variance) & (own_noise < 0.5 * variance) & (extent >= least)
         if data is None:
-            suspect = gone | is_gross(noise, own_noise, weights)
+            suspect = gone | is_gross(noise, own_noise, variance)
             moves = own_moves = np.zeros(weights.shape)
         else:
             moves, steps = moved_codes(qtype, values, data, weights)
@@ -186,7 +189,8 @@ def judge(qtype: GGMLQuantizationType, found: Floats, data: Bytes | None, expect
                 wrong = inconsistent(moves, weights)
                 wrong |= (noise > NEEDLESS * nearest_noise) & (noise > TYPICAL * codes.error**2 * signal)
             else:
-                wrong = (is_far(moves) & is_gross(noise, own_noise, weights)) | all_one_way(moves)
+                unlike = (noise > variance) | (correlation(values, weights) < UNLIKE)
+                wrong = (is_far(moves) & is_gross(noise, own_noise, variance) & unlike) | all_one_way(moves)
             suspect = gone | (notable & wrong)
         return Judgement(
             suspect=suspect & finite,
@@ -244,10 +248,17 @@ def is_far(moves: Doubles) -> Flags:
     return far
 
 
-def is_gross(noise: Doubles, own_noise: Doubles, weights: Doubles) -> Flags:
-    """Which blocks err more than importance explains, and half as much as random weights of the same kind would."""
-    flags: Flags = (noise > GROSS * own_noise) & (noise > 0.5 * spread(weights))
+def is_gross(noise: Doubles, own_noise: Doubles, variance: Doubles) -> Flags:
+    """Which blocks err more than importance explains, and a quarter as much as random weights of the kind would."""
+    flags: Flags = (noise > GROSS * own_noise) & (noise > 0.5 * variance)
     return flags
+
+
+def correlation(values: Doubles, weights: Doubles) -> Doubles:
+    """Of the values and the weights of each block; NaN where one of them does not vary."""
+    values = values - values.mean(axis=-1, keepdims=True)
+    weights = weights - weights.mean(axis=-1, keepdims=True)
+    return products(values, weights) / np.sqrt(squares(values) * squares(weights))
 
 
 def outwards(moves: Doubles, weights: Doubles) -> Doubles:

@@ -179,7 +179,7 @@ class Side:
         self._top_keys[rows] = keys.topk(TOP, dim=1).values
 
     def margin(self) -> Tensor:
-        """By how much the largest logit is above the next, float64 (positions,); NaN where there are no probabilities."""
+        """How far the largest logit is above the next, float64 (positions,); NaN where there are no probabilities."""
         first, second = logits_of_keys(self._top_keys[:, :2]).double().unbind(dim=1)
         return (first - second).where(self.finite, math.nan)
 

@@ -44,20 +44,22 @@ SHOWN_TENSORS = 5
 __all__ = ["HYPERPARAMETER_KEYS", "file_hyperparameters", "file_model"]
 
 
-def file_model(file: GGUFFile, mended: Hyperparameters | None = None) -> Model:
+def file_model(file: GGUFFile, mended: Hyperparameters | None = None, *, strict: bool = True) -> Model:
     """The file's side of a comparison: its hyperparameters and parts. No weights are read but LongRoPE's factors.
 
     With mended those are the model's hyperparameters, and the file's own are not read. A part whose tensor is missing,
     or is no matrix that could be cut, is missing, too. q and k of a llama file are put in order by the
-    hyperparameters' head_size; where their rows are no whole number of such heads they stay as they are.
+    hyperparameters' head_size; where their rows are no whole number of such heads they stay as they are. Tensors that
+    are no part of the model are left out, without strict; file_problems tells of them.
 
     Raises:
-        FormatError: See file_hyperparameters; or there are tensors that no phi3 or llama has, or that model.py does
-            not compute with.
+        FormatError: See file_hyperparameters; or, with strict, there are tensors that no phi3 or llama has, or that
+            model.py does not compute with.
     """
     tensors = gguf_rows(file)
     architecture = file_architecture(file)
-    refuse_unknown(file, tensors)
+    if strict:
+        refuse_unknown(file, tensors)
     hyperparameters = mended or read_hyperparameters(file, tensors)
     parts = [
         *model_parts(tensors),

@@ -7,7 +7,7 @@ the weights are used, and says how much a difference matters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -34,18 +34,18 @@ class Blamed:
         index: Which layer.
         error: Its own error, relative.
         explained: The most that its types explain.
-        trials: For each tensor of the file (and METADATA) the error that is left with the source's in its place.
+        trials: What was taken from the source (tensors of the file, or METADATA), and the error that is then left.
     """
 
     index: int
     error: float
     explained: float
-    trials: Mapping[str, float]
+    trials: Mapping[tuple[str, ...], float]
 
     @property
-    def culprit(self) -> str:
-        """The tensor, or METADATA, without which the error is smallest."""
-        return min(self.trials, key=lambda name: self.trials[name])
+    def culprits(self) -> tuple[str, ...]:
+        """What makes the error smallest when it comes from the source; of equals the fewest things."""
+        return min(self.trials, key=lambda names: (max(self.trials[names], self.explained), len(names)))
 
 
 class LayerBlame:
@@ -57,10 +57,22 @@ class LayerBlame:
         file: Model,
         passages: Sequence[Passage],
         settings: RunSettings,
+        *,
         explained: Mapping[int, float],
+        suspects: Collection[str],
     ) -> None:
-        """Explained is the most that the types of each layer's tensors account for, by layer."""
-        self.source, self.file, self.settings, self.explained = source, file, settings, explained
+        """Both collections may grow while layers run.
+
+        Args:
+            source: The source's side.
+            file: The file's.
+            passages: What is run; the trials take the beginning.
+            settings: How.
+            explained: For each layer the most that the types of its tensors account for.
+            suspects: Tensors that do not hold the source's weights.
+        """
+        self.source, self.file, self.settings = source, file, settings
+        self.explained, self.suspects = explained, suspects
         self.passages = first_passages(passages)
         self.wrong: list[int] = []
         self.blamed: list[Blamed] = []
@@ -75,21 +87,25 @@ class LayerBlame:
             return
         count = sum(len(passage.ids) for passage in self.passages)
         trials = {
-            name: self._error_of(model, index, before[:count], expected[:count])
-            for name, model in self._exchanged(index).items()
+            names: self._error_of(model, index, before[:count], expected[:count])
+            for names, model in self._exchanged(index).items()
         }
         self.blamed.append(Blamed(index, error, self.explained[index], trials))
 
-    def _exchanged(self, index: int) -> dict[str, Model]:
-        """The file's model with one thing of the source's at a time."""
-        own, right = self.file.layer(index), self.source.layer(index)
-        models = {
-            tensor: with_parts(self.file, [right[name] for name, part in own.items() if part.tensor == tensor])
-            for tensor in dict.fromkeys(part.tensor for part in own.values())
-        }
+    def _exchanged(self, index: int) -> dict[tuple[str, ...], Model]:
+        """The file's model with one tensor of the source's at a time, with all suspects, with the metadata."""
+        tensors = dict.fromkeys(part.tensor for part in self.file.layer(index).values())
+        wrong = tuple(tensor for tensor in tensors if tensor in self.suspects)
+        models = {names: self._with(index, names) for names in [*((tensor,) for tensor in tensors), wrong] if names}
         if self.file.hyperparameters != self.source.hyperparameters:
-            models[METADATA] = replace(self.file, hyperparameters=self.source.hyperparameters)
+            models[(METADATA,)] = replace(self.file, hyperparameters=self.source.hyperparameters)
         return models
+
+    def _with(self, index: int, tensors: Collection[str]) -> Model:
+        right = self.source.layer(index)
+        return with_parts(
+            self.file, [right[name] for name, part in self.file.layer(index).items() if part.tensor in tensors]
+        )
 
     def _error_of(self, model: Model, index: int, before: Tensor, expected: Tensor) -> float:
         found = run_layer_on(Runner(model, self.settings), index, before, self.passages)

@@ -31,14 +31,14 @@ class Roots:
         self._findings.append(finding)
         self._tensors.append(frozenset(tensors))
 
-    def follow(self, finding: Finding, culprit: str | None = None) -> None:
-        """A finding that follows from one about the culprit, or from any failure; a root where there is none."""
+    def follow(self, finding: Finding, culprits: Collection[str] = ()) -> None:
+        """A finding that follows from one about a culprit, or without any from the first; else a root of its own."""
         for number, (root, tensors) in enumerate(zip(self._findings, self._tensors, strict=True)):
-            about = culprit is None or culprit in tensors or (culprit == METADATA and root.id in IDS)
+            about = not culprits or tensors.intersection(culprits) or (METADATA in culprits and root.id in IDS)
             if about and root.severity >= Severity.FAIL:
                 self._findings[number] = root.with_consequences([finding])
                 return
-        self.add(finding, () if culprit is None else (culprit,))
+        self.add(finding, culprits)
 
     def all(self) -> tuple[Finding, ...]:
         """The root findings."""
@@ -56,7 +56,7 @@ def conclude(sides: Sides, asked: Sequence[Finding], outcome: Outcome, threshold
     for recognition in recognitions(sides, outcome.tensors):
         roots.add(weight_finding(recognition), recognition.tensors)
     for blamed in outcome.blamed:
-        roots.follow(layer_finding(blamed), blamed.culprit)
+        roots.follow(layer_finding(blamed), blamed.culprits)
     for finding in answer_findings(sides.found, outcome, thresholds):
         roots.follow(finding)
     return (*roots.all(), *asked)
@@ -84,15 +84,15 @@ def weight_finding(recognition: Recognition) -> Finding:
 
 def layer_finding(blamed: Blamed) -> Finding:
     """A layer whose work is off by more than its types explain, and what mends it."""
-    culprit = "metadata" if blamed.culprit == METADATA else blamed.culprit
+    culprits = blamed.culprits
     return Finding(
         LAYER,
         Severity.FAIL,
         "unexplained",
         f"layer {blamed.index} is off by {percent(blamed.error)} of what it adds, where its types explain "
-        f"{percent(blamed.explained)}; with the source's {culprit} in its place "
-        f"{percent(blamed.trials[blamed.culprit])} are left",
-        where=blamed.culprit,
+        f"{percent(blamed.explained)}; with the source's {' and '.join(culprits)} {percent(blamed.trials[culprits])} "
+        "are left",
+        where=", ".join(culprits),
         expected=f"at most {percent(blamed.explained)}",
         actual=percent(blamed.error),
         advice=AGAIN,

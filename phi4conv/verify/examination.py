@@ -101,7 +101,8 @@ def examine(
     file = Runner(sides.found, settings, on_read=meter.file)
     tensors: list[PartError] = []
     explained: dict[int, float] = {}
-    blame = LayerBlame(sides.source, sides.found, passages, settings, explained)
+    suspects: set[str] = set()
+    blame = LayerBlame(sides.source, sides.found, passages, settings, explained=explained, suspects=suspects)
     layer_count = sides.source.hyperparameters.layer_count
 
     def before_layer(index: int) -> None:
@@ -114,6 +115,7 @@ def examine(
         ]
         errors = part_errors(pairs, on_found=meter.file, on_expected=meter.source)
         tensors.extend(errors)
+        suspects.update(error.tensor for error in errors if not error.good)
         explained[index] = explained_error(errors)
 
     columns = None if third is None else ThirdColumn(third, passages)

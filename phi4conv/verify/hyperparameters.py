@@ -83,8 +83,9 @@ def differences(file: Hyperparameters, source: Hyperparameters, architecture: st
 
 
 def follows(file: Hyperparameters, source: Hyperparameters) -> bool:
-    """Whether the size of a head is wrong only because their number is, which has a finding of its own."""
-    return file.head_count != source.head_count and file.head_size * file.head_count == file.hidden_size
+    """Whether the size of a head is wrong only because another value is, which has a finding of its own."""
+    others = (file.head_count, file.hidden_size) != (source.head_count, source.hidden_size)
+    return others and file.head_size == file.hidden_size // max(1, file.head_count)
 
 
 def original_length(source: Hyperparameters) -> Field:

@@ -144,7 +144,7 @@ def alike(recognitions: Iterable[Recognition]) -> Iterator[Recognition]:
             key = (recognition.code,)
         groups.setdefault(key, []).append(recognition)
     for key, group in groups.items():
-        tensors = tuple(each.tensors[0] for each in group)
+        tensors = tuple(tensor for each in group for tensor in each.tensors)
         first = replace(group[0], tensors=tensors)
         if len(group) == 1:
             yield first

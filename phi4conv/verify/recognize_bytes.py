@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from phi4conv.arrays import Bytes, Floats
-from phi4conv.errors import FormatError
 from phi4conv.gguf_file.rows import GGUFRows
 from phi4conv.quant import CODECS, QuantCodec, decode
 from phi4conv.verify.recognize_evidence import GAIN, Case, Evidence, Indices, enough, fitting, row_errors, squares
@@ -45,10 +44,7 @@ def mends(case: Case, mending: Mending) -> bool:
 
 def mends_rows(case: Case, evidence: Evidence, mending: Mending) -> bool:
     """Whether the mended rows are the source's."""
-    try:
-        mended = mending.weights(evidence.rows)
-    except FormatError:  # the bytes lie beyond the end of the file
-        return False
+    mended = mending.weights(evidence.rows)
     fits = fitting(case.view.qtype, mended, evidence.expected)
     return enough(fits) and enough(row_errors(mended, evidence.expected) < GAIN * evidence.errors)
 
@@ -64,10 +60,16 @@ def mendings(case: Case) -> Iterator[Mending]:
 
 
 def stored_rows(tensor: GGUFRows, rows: Indices, move: int = 0) -> Bytes:
-    """The bytes of some rows of a tensor, or those so many bytes further on: (rows, row bytes)."""
+    """The bytes of some rows, or those so many bytes further on, zeros outside the file: (rows, row bytes)."""
     size = CODECS[tensor.qtype].row_bytes(tensor.shape[-1])
-    data = [tensor.reader.read(tensor.offset + int(row) * size + move, size) for row in rows]
-    return np.frombuffer(b"".join(data), np.uint8).reshape(len(rows), size)
+    end = tensor.reader.size
+    data = np.zeros((len(rows), size), np.uint8)
+    for place, row in enumerate(rows):
+        start = tensor.offset + int(row) * size + move
+        first, last = max(0, start), min(end, start + size)
+        if first < last:
+            data[place, first - start : last - start] = np.frombuffer(tensor.reader.read(first, last - first), np.uint8)
+    return data
 
 
 def swapped_words(tensor: GGUFRows, order: Indices) -> Iterator[Mending]:
@@ -76,8 +78,7 @@ def swapped_words(tensor: GGUFRows, order: Indices) -> Iterator[Mending]:
 
     def mended(change: Callable[[Bytes], Bytes]) -> Callable[[Indices], Floats]:
         def weights(rows: Indices) -> Floats:
-            with np.errstate(invalid="ignore", over="ignore"):
-                return decode(codec, change(stored_rows(tensor, order[rows])))
+            return decode(codec, change(stored_rows(tensor, order[rows])))
 
         return weights
 
@@ -125,8 +126,7 @@ def displaced(case: Case, tensor: GGUFRows, order: Indices) -> Iterator[Mending]
     since = f" from row {rows[0]} on" if case.complete and rows[0] else ""
 
     def weights(rows: Indices) -> Floats:
-        with np.errstate(invalid="ignore", over="ignore"):
-            return decode(codec, stored_rows(tensor, order[rows], move))
+        return decode(codec, stored_rows(tensor, order[rows], move))
 
     yield Mending(
         "bytes-shifted", f"its data{since} lie {abs(move):,} bytes{size} too {'late' if move > 0 else 'early'}", weights
@@ -150,9 +150,8 @@ def displacement(case: Case, tensor: GGUFRows, order: Indices) -> int:
     start = max(0, place - SEARCHED_BYTES)
     stop = min(tensor.reader.size, place + codec.row_bytes(size) + SEARCHED_BYTES)
     data = np.frombuffer(tensor.reader.read(start, stop - start), np.uint8)
-    with np.errstate(invalid="ignore", over="ignore"):
-        weights = decode(codec, np.lib.stride_tricks.sliding_window_view(data, codec.row_bytes(size)))
-        errors = np.nan_to_num(np.square(weights - wanted).sum(axis=1), nan=np.inf)
+    weights = decode(codec, np.lib.stride_tricks.sliding_window_view(data, codec.row_bytes(size)))
+    errors = np.nan_to_num(np.square(weights - wanted).sum(axis=1), nan=np.inf)
     nearest = int(errors.argmin())
     fits = fitting(tensor.qtype, weights[nearest : nearest + 1], wanted[None])
     return start + nearest - place if fits[0] else 0

@@ -17,11 +17,6 @@ from phi4conv.verify.recognize_evidence import Indices, Mask, TensorView, rows_a
 
 PIECE = 256  # weights: a superblock of the K-quants, and a whole number of every other type's blocks
 
-# Relative error of a piece that a good file may have, as LIMIT_TIMES_OWN for rows. Pieces vary more than rows.
-PIECE_TIMES_OWN = 2.6
-SMALLEST_PIECE_LIMIT = 0.006
-LARGEST_PIECE_LIMIT = 0.68
-
 # Weights read at once.
 CHUNK_WEIGHTS = 1 << 20
 
@@ -102,31 +97,30 @@ def cell_sums(weights: Floats, size: int) -> npt.NDArray[np.float32]:
 
 def bad_cells(qtype: GGMLQuantizationType, found: Floats, expected: Floats, size: int) -> Mask:
     """Which cells of so many columns differ by more than the type explains: (rows, width) -> (rows, cells)."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        errors = cell_sums(found - expected, size)
-        norms = cell_sums(expected, size)
-        # Only rows that could be bad are encoded: nearly all of a good file's stay below half of their limit.
-        floor = SMALLEST_PIECE_LIMIT**2 * norms
-        suspect = ~(errors <= floor)
-        if not suspect.any():
-            return suspect
-        own = np.zeros_like(errors)
-        if qtype in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16, GGMLQuantizationType.F16):
-            suspect_rows = np.flatnonzero(suspect.any(axis=1))
-        else:
-            suspect_rows = np.flatnonzero((~(errors <= screen(qtype) * norms)).any(axis=1))
-            suspect &= False
-        if not len(suspect_rows):
-            return suspect
-        codec = CODECS[qtype]
-        chosen = np.ascontiguousarray(expected[suspect_rows])
-        own[suspect_rows] = cell_sums(decode(codec, encode(codec, chosen)) - chosen, size)
-        limit = np.clip(own * PIECE_TIMES_OWN**2, floor, LARGEST_PIECE_LIMIT**2 * norms)
-        limit = np.maximum(limit, own * 1.2)
-        bad: Mask = np.zeros_like(suspect)
-        bad[suspect_rows] = ~(errors[suspect_rows] <= limit[suspect_rows])
-        bad[suspect_rows] |= wrong_slopes(found[suspect_rows], chosen, own[suspect_rows], size)
-        # Rounding through 16 bits leaves cells of zeros as they are; anything else in them is a difference.
+    errors = cell_sums(found - expected, size)
+    norms = cell_sums(expected, size)
+    # Only rows that could be bad are encoded: nearly all of a good file's stay below half of their limit.
+    floor = SMALLEST_PIECE_LIMIT**2 * norms
+    suspect = ~(errors <= floor)
+    if not suspect.any():
+        return suspect
+    own = np.zeros_like(errors)
+    if qtype in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16, GGMLQuantizationType.F16):
+        suspect_rows = np.flatnonzero(suspect.any(axis=1))
+    else:
+        suspect_rows = np.flatnonzero((~(errors <= screen(qtype) * norms)).any(axis=1))
+        suspect &= False
+    if not len(suspect_rows):
+        return suspect
+    codec = CODECS[qtype]
+    chosen = np.ascontiguousarray(expected[suspect_rows])
+    own[suspect_rows] = cell_sums(decode(codec, encode(codec, chosen)) - chosen, size)
+    limit = np.clip(own * PIECE_TIMES_OWN**2, floor, LARGEST_PIECE_LIMIT**2 * norms)
+    limit = np.maximum(limit, own * 1.2)
+    bad: Mask = np.zeros_like(suspect)
+    bad[suspect_rows] = ~(errors[suspect_rows] <= limit[suspect_rows])
+    bad[suspect_rows] |= wrong_slopes(found[suspect_rows], chosen, own[suspect_rows], size)
+    # Rounding through 16 bits leaves cells of zeros as they are; anything else in them is a difference.
     return bad
 
 
@@ -208,8 +202,7 @@ def bad_blocks(view: TensorView, rows: Indices) -> Cells:
     found, expected = rows_at(view.found, rows), rows_at(view.expected, rows)
     if size == 1:
         level = np.sqrt(np.mean(expected.astype(np.float64) ** 2, axis=1, keepdims=True))
-        with np.errstate(invalid="ignore", over="ignore"):
-            bad = ~(np.abs(found - expected) <= EXACT_TOLERANCE * np.maximum(level, np.abs(expected)))
+        bad = ~(np.abs(found - expected) <= EXACT_TOLERANCE * np.maximum(level, np.abs(expected)))
     else:
         bad = bad_cells(view.qtype, found, expected, size)
     row, cell = np.nonzero(bad)
@@ -250,8 +243,7 @@ def non_finite(cells: Cells, seen: Scan) -> Damage | None:
 
 def absurd(cells: Cells) -> Damage | None:
     """One weight is far too large, or, where weights stand by themselves, wrong; its block may be spoilt by it."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        ratios = np.abs(cells.found) / np.maximum(cells.peaks, np.finfo(np.float32).tiny)[:, None]
+    ratios = np.abs(cells.found) / np.maximum(cells.peaks, np.finfo(np.float32).tiny)[:, None]
     if len(np.unique(cells.rows)) > 1 or not np.isfinite(cells.found).all():
         return None
     cell, within = (int(place) for place in np.unravel_index(int(ratios.argmax()), ratios.shape))

@@ -104,7 +104,9 @@ def recognize(tensor: str, found: Model, source: Model, *, thorough: bool = True
         FormatError, CheckpointError: A side cannot be read.
     """
     view = tensor_view(tensor, found, source)
-    recognition = None if view is None else recognize_view(view, found, source, thorough=thorough)
+    # Damaged weights are anything a float can be.
+    with np.errstate(invalid="ignore", over="ignore"):
+        recognition = None if view is None else recognize_view(view, found, source, thorough=thorough)
     return None if recognition is None else replace(recognition, tensors=(tensor,))
 
 

@@ -120,8 +120,8 @@ def row_patterns(case: Case) -> Iterator[Hypothesis]:
     moved = Matches(matches.rows[matches.moves != 0], matches.origins[matches.moves != 0])
     if not len(moved.rows):
         return
-    yield from swapped_rows(case, moved)
     yield from heads_in_order(case, matches)
+    yield from swapped_rows(case, moved)
     yield from shifted_rows(case, moved)
     yield from reversed_run(case, moved)
     yield from any_order(case, moved)
@@ -185,7 +185,8 @@ def head_order(segment: Segment, matches: Matches, size: int) -> Indices | None:
     if not inside.all() or ((origins - starts) % size).any():
         return None
     heads: Indices = (origins - segment.start) // size
-    return heads if len(np.unique(heads)) == len(heads) else None
+    moved = (heads != np.arange(len(heads))).any()
+    return heads if moved and len(np.unique(heads)) == len(heads) else None
 
 
 def heads_in_words(label: str, heads: Indices) -> str:

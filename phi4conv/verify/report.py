@@ -142,8 +142,10 @@ def blame_document(blamed: Blamed) -> dict[str, Any]:
         "layer": blamed.index,
         "error": json_number(blamed.error),
         "explained": json_number(blamed.explained),
-        "culprit": blamed.culprit,
-        "error_with_the_source_s": {name: json_number(error) for name, error in blamed.trials.items()},
+        "culprits": list(blamed.culprits),
+        "trials": [
+            {"from_the_source": list(names), "error": json_number(error)} for names, error in blamed.trials.items()
+        ],
     }
 
 

@@ -14,6 +14,7 @@ from phi4conv.hf.checkpoint import Checkpoint
 from phi4conv.hf.config import read_config
 from phi4conv.hf.json_file import read_json_object
 from phi4conv.phi3.tensors import check_tensors
+from phi4conv.reference.file_hyperparameters import file_architecture
 from phi4conv.reference.file_model import file_model
 from phi4conv.reference.file_problems import TensorProblem, file_problems, key_problems
 from phi4conv.reference.parts import EMBEDDING, HEAD, Model
@@ -23,6 +24,7 @@ from phi4conv.verify.hyperparameters import AGAIN, differences
 from phi4conv.verify.thresholds import prevailing_type
 
 REFUSED = "llama.cpp refuses to load the file"
+METADATA_ID = "phi3/metadata"
 
 
 @dataclass(frozen=True)
@@ -67,24 +69,57 @@ def open_sides(folder: Path, path: Path) -> Sides:
     source = source_model(read_json_object(folder / "config.json"), checkpoint.tensors)
     file = read_gguf(path)
     require_whole_model(file)
-    found = file_model(file)
+    found, findings = read_file_side(file, source)
     if undecodable := list(type_reasons(file, found)):
         raise FormatError(*undecodable)
     require_same_width(source, found, folder, path)
-    findings = list(differences(found.hyperparameters, source.hyperparameters, file.architecture or ""))
+    findings += differences(found.hyperparameters, source.hyperparameters, file.architecture or "")
     findings += head_findings(source, found)
     problems = [*key_problems(file, found.hyperparameters), *file_problems(file, found)]
     if problems:
-        found = file_model(file, source.hyperparameters)
+        found = file_model(file, source.hyperparameters, strict=False)
         # What a wrong key alone makes wrong is right by now.
         findings += tensor_findings(file_problems(file, found))
     found, taken = completed(found, source)
     notes = []
-    if problems:
-        notes.append(f"{REFUSED}; to judge the rest it was run with the source's metadata")
+    if problems or any(finding.id == METADATA_ID for finding in findings):
+        notes.append("as it is the file cannot run; to judge the rest it was run with the source's metadata")
     if taken:
         notes.append(f"the source's took the place of what is missing or of another shape: {listed(taken)}")
-    return Sides(folder, file, checkpoint, source, found, tuple(findings), tuple(notes))
+    return Sides(folder, file, checkpoint, with_head(source, found), found, tuple(findings), tuple(notes))
+
+
+def read_file_side(file: GGUFFile, source: Model) -> tuple[Model, list[Finding]]:
+    """The file as a model; with the source's hyperparameters, and a finding, where its own cannot be used.
+
+    Raises:
+        FormatError: It is of another architecture.
+    """
+    file_architecture(file)
+    try:
+        return file_model(file, strict=False), []
+    except FormatError as error:
+        findings = [
+            Finding(
+                METADATA_ID,
+                Severity.FAIL,
+                "unusable",
+                problem.what,
+                where=problem.where.removeprefix(f"{file.path}: "),
+                expected=problem.expected,
+                actual=problem.found,
+                advice=problem.next_step,
+            )
+            for problem in error.problems
+        ]
+        return file_model(file, source.hyperparameters, strict=False), findings
+
+
+def with_head(source: Model, found: Model) -> Model:
+    """The source with its embedding as a head of its own where the file has one: the two must be equal."""
+    if HEAD in source.parts or HEAD not in found.parts:
+        return source
+    return replace(source, parts={**source.parts, HEAD: replace(source.parts[EMBEDDING], name=HEAD)})
 
 
 def head_findings(source: Model, found: Model) -> Iterator[Finding]:

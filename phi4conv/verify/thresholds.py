@@ -1,7 +1,7 @@
 """How far a good file's answers may be from its source's, by the type that most of its layers' weights have.
 
-The figures are measured, see docs/verify.md: some five times the divergence of good files, old and new mixes, so that there
-is room for other models and texts to differ.
+The figures are measured, see docs/verify.md: some five times the divergence of good files, old and new mixes, for other
+models and texts differ.
 """
 
 from __future__ import annotations

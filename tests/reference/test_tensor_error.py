@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from phi4conv.phi3 import ConversionOptions
 from phi4conv.quant import CODECS, encode
 from phi4conv.reference.code_grid import CODES
 from phi4conv.reference.file_model import file_model
+from phi4conv.reference.llama_cpp import LlamaCpp
 from phi4conv.reference.parts import Model, Part
 from phi4conv.reference.permuted_rows import PermutedRows
 from phi4conv.reference.source_model import source_model
@@ -78,6 +79,12 @@ def compare(tmp_path: Path) -> Compare:
         return part_error(part(rows, qtype), part(InMemory(weights)), workers=1, **options)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def llama() -> Iterator[LlamaCpp]:
+    with LlamaCpp(threads=1) as engine:
+        yield engine
 
 
 def normal(seed: int = 1, rows: int = ROWS, width: int = WIDTH) -> Floats:
@@ -247,6 +254,17 @@ def test_importance_raises_no_alarm_on_any_kind_of_weights(compare: Compare, qty
         importance = vectors()[f"imatrix/{name}"]
         error = compare(encode(CODECS[qtype], weights, importance), qtype, weights)
         assert (error.verdict, error.suspects) == ("good", ()), name
+
+
+@pytest.mark.parametrize("qtype", [Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1], ids=lambda each: each.name)
+def test_importance_raises_no_alarm_where_llama_cpp_keeps_the_codes_of_its_search(
+    compare: Compare, llama: LlamaCpp, qtype: Type
+) -> None:
+    for family, make in FAMILIES.items():
+        for power in ("e^1", "e^2", "e^3"):
+            weights = make()
+            error = compare(llama.quantize(weights, qtype, importances(WIDTH)[power]), qtype, weights)
+            assert (error.verdict, error.suspects) == ("good", ()), (family, power)
 
 
 # Where the lowest bits of the codes are: exchanged, a code is one more or one less.
