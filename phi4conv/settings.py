@@ -19,7 +19,7 @@ from phi4conv.vocab import Vocabulary
 # A value that does not fit is shown so far.
 SHOWN_VALUE = 80
 
-# Types of scalars that users set and that a file may lack.
+# Types of scalars that users set and that a file may lack, or have in a type that llama.cpp does not take.
 KNOWN_TYPES: Mapping[str, GGUFValueType] = {
     **SCALAR_TYPES,
     Keys.Tokenizer.CHAT_TEMPLATE: GGUFValueType.STRING,
@@ -45,14 +45,30 @@ KNOWN_TYPES: Mapping[str, GGUFValueType] = {
         (
             Keys.General.FILE_TYPE,
             Keys.General.QUANTIZATION_VERSION,
+            Keys.LLM.BLOCK_COUNT,
             Keys.LLM.CONTEXT_LENGTH,
+            Keys.LLM.EMBEDDING_LENGTH,
+            Keys.LLM.FEED_FORWARD_LENGTH,
+            Keys.Attention.HEAD_COUNT,
+            Keys.Attention.HEAD_COUNT_KV,
+            Keys.Attention.KEY_LENGTH,
+            Keys.Attention.VALUE_LENGTH,
             Keys.Attention.SLIDING_WINDOW,
             Keys.Rope.SCALING_ORIG_CTX_LEN,
             Keys.Rope.DIMENSION_COUNT,
         ),
         GGUFValueType.UINT32,
     ),
-    **dict.fromkeys((Keys.Rope.FREQ_BASE, Keys.Attention.LAYERNORM_RMS_EPS), GGUFValueType.FLOAT32),
+    **dict.fromkeys(
+        (
+            Keys.Attention.LAYERNORM_RMS_EPS,
+            Keys.Rope.FREQ_BASE,
+            Keys.Rope.SCALING_FACTOR,
+            Keys.Rope.SCALING_ATTN_FACTOR,
+        ),
+        GGUFValueType.FLOAT32,
+    ),
+    Keys.Rope.SCALING_TYPE: GGUFValueType.STRING,
 }
 
 
@@ -65,7 +81,9 @@ FIXED_KEYS = frozenset({Keys.General.ARCHITECTURE, Keys.General.ALIGNMENT})
 
 
 def parse_setting(setting: str, file: GGUFFile, vocabulary: Vocabulary) -> Change:
-    """KEY=VALUE as a change, typed as the file's key is, or as phi4conv would write it.
+    """KEY=VALUE as a change, typed as llama.cpp reads the key, as the file's key is, or as phi4conv would write it.
+
+    A JSON list is no scalar: where llama.cpp takes a value for each layer, the file's array can be set to another.
 
     Raises:
         SettingError: It has no "=", its key is not known or must stay, or its value does not fit.
@@ -76,11 +94,11 @@ def parse_setting(setting: str, file: GGUFFile, vocabulary: Vocabulary) -> Chang
     if key in FIXED_KEYS:
         raise SettingError(f"{key}: the tensors and the other keys depend on it")
     like = file.metadata.get(key) or {pair.key: pair for pair in tokenizer_pairs(vocabulary)}.get(key)
-    if like is None:
-        kind = KNOWN_TYPES.get(key.replace(f"{file.architecture}.", "{arch}.", 1))
-        if kind is None:
-            raise SettingError(f"{key}: the file has no such key, and phi4conv does not know its type")
+    kind = KNOWN_TYPES.get(key.replace(f"{file.architecture}.", "{arch}.", 1))
+    if kind is not None and (like is None or (like.type != kind and not value.startswith("["))):
         like = MetadataPair(key, kind, None)
+    if like is None:
+        raise SettingError(f"{key}: the file has no such key, and phi4conv does not know its type")
     return Change(key, typed(key, value, like))
 
 

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from phi4conv.cli.findings import add_findings
+from phi4conv.cli.findings import add_findings, add_wrapped
 from phi4conv.cli.page import Page, add_section
-from phi4conv.cli.support import Command, gibibytes, output_options, show_json, show_warnings
+from phi4conv.cli.support import Command, gibibytes, output_options, show_json
 
 if TYPE_CHECKING:
+    from phi4conv.check.model import Finding
     from phi4conv.reference.compare import LogitFigures
     from phi4conv.verify import Verification
 
 EXIT_WRONG = 1
+
+# Of a finding about many tensors so many are named.
+SHOWN_PLACES = 6
+
+# A model of more layers is shown by some of them, and by those that are wrong.
+MOST_LAYERS, SPREAD_LAYERS = 16, 8
+
+
+class Limit(click.FloatRange):
+    """A number from a range; NaN, which no comparison finds too large, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See click.ParamType."""
+        number = super().convert(value, param, ctx)
+        if number != number:  # noqa: PLR0124  # by this NaN is known
+            self.fail(f"{value!r} is no number", param, ctx)
+        return number
 
 
 @click.command(cls=Command)
@@ -43,13 +64,13 @@ EXIT_WRONG = 1
 @click.option(
     "--max-kl",
     metavar="X",
-    type=click.FloatRange(0),
+    type=Limit(0),
     help="The largest mean KL divergence of a good file, in nats.  [default: by the file's type]",
 )
 @click.option(
     "--min-top1",
     metavar="P",
-    type=click.FloatRange(0, 1),
+    type=Limit(0, 1),
     help="The least share, 0 to 1, of positions with the same likeliest token, among those where the source finds it "
     "twice as likely as the next.  [default: by the file's type]",
 )
@@ -103,8 +124,12 @@ def verify(
     from phi4conv.verify import VerifyOptions, verify
     from phi4conv.verify.prompts import DEFAULT_MAX_TOKENS, PromptOptions
 
-    if model_dir.is_file() and path.is_dir():
-        raise click.UsageError(f"the folder comes first: verify {path} {model_dir}")
+    if model_dir.is_file():
+        if path.is_dir():
+            raise click.UsageError(f"the folder comes first: verify {path} {model_dir}")
+        raise click.UsageError(f"MODEL_DIR is the folder that the file was made from, and {model_dir} is a file")
+    if max_tokens is not None and text is None:
+        raise click.UsageError("--max-tokens says how much of --text FILE to take, and there is no --text")
     options = VerifyOptions(
         asked=PromptOptions(prompts=prompts, text=text, max_tokens=max_tokens or DEFAULT_MAX_TOKENS),
         max_kl=max_kl,
@@ -115,7 +140,6 @@ def verify(
         n_ctx=n_ctx,
     )
     outcome = verify(model_dir, path, options, choose_progress(quiet=quiet))
-    show_warnings(outcome.notes, quiet=quiet)
     if as_json:
         from phi4conv.verify.report import verification_document
 
@@ -134,8 +158,9 @@ def show(outcome: Verification) -> None:
     name = outcome.sides.file.path.name
     page.add(f"{name}: {verdict(outcome)}", bold=True, fg="green" if outcome.is_right else "red")
     page.add()
-    add_findings(page, outcome.findings)
+    add_findings(page, [shortened(finding) for finding in outcome.findings])
     add_section(page, "compared", compared_rows(outcome))
+    add_notes(page, outcome.notes)
     add_tensors(page, outcome)
     add_layers(page, outcome)
     add_logits(page, outcome)
@@ -143,26 +168,64 @@ def show(outcome: Verification) -> None:
     page.show()
 
 
+def shortened(finding: Finding) -> Finding:
+    """A finding that names no more tensors than people read; --json has all of them."""
+    from phi4conv.check.model import listed
+
+    where = listed(finding.where.split(", "), SHOWN_PLACES)
+    return replace(finding, where=where, consequences=tuple(map(shortened, finding.consequences)))
+
+
 def compared_rows(outcome: Verification) -> list[tuple[str, str]]:
-    """Both sides, and what they were asked."""
-    sides, reading = outcome.sides, outcome.reading
+    """Both sides, what they were asked, and how much of it came out alike."""
+    from phi4conv.check.report import counted
+
+    sides, reading, tensors = outcome.sides, outcome.reading, outcome.outcome.tensors
     scored = sum(len(window.scored) for window in reading.windows)
-    kind = "prompts" if len(reading.windows) != 1 else "prompt"
-    identical = sum(error.expectation.identical is True for error in outcome.outcome.tensors)
+    good = sum(error.good for error in tensors)
+    identical = sum(error.expectation.identical is True for error in tensors)
     return [
         ("source", f"{sides.folder}, {sides.checkpoint.parameter_count:,} weights in {sides.checkpoint.dtype}"),
         ("file", f"{sides.file.path}, {sides.file.architecture}, most weights in {sides.type_name}"),
-        ("asked", f"{len(reading.windows)} {kind}, {reading.token_count:,} tokens, {scored:,} of them scored"),
-        ("bytes", f"{identical} of {len(outcome.outcome.tensors)} parts have the bytes that llama.cpp's encoder gives"),
+        ("asked", f"{counted(len(reading.windows), 'text')} of {reading.token_count:,} tokens, answers at {scored:,}"),
+        ("weights", f"{good:,} of {len(tensors):,} parts hold the source's, as well as their types can"),
+        ("", f"{identical:,} have, where that was tried, the very bytes of llama.cpp's encoder without imatrix"),
+        *answer_rows(outcome),
     ]
 
 
-def add_table(page: Page, rows: list[tuple[str, ...]]) -> None:
-    """Rows in columns, numbers to the right; the first row is the heading."""
+def answer_rows(outcome: Verification) -> list[tuple[str, str]]:
+    """The two figures that are held against limits."""
+    figures, limits = outcome.outcome.comparison.logits, outcome.thresholds
+    kl, top = figures.kl.mean.value, figures.same_top_where_decided
+    whose = f"a good {outcome.sides.type_name} file's"
+    of_kl, of_top = ("yours" if asked else whose for asked in (limits.kl_asked_for, limits.top1_asked_for))
+    rows = [("answers", f"KL divergence {kl:.4g} nats, the mean; at most {limits.max_kl:g} is {of_kl}")]
+    if not isfinite(kl):
+        rows = [("answers", f"no KL divergence: the file's logits are NaN or infinite at {figures.other_not_finite:,}")]
+    if top is not None:
+        share = f"{100 * top.value:.1f} % of {figures.decided:,}"
+        least = f"at least {100 * limits.min_top1:g} % is {of_top}"
+        rows.append(("", f"same likeliest token at {share} where the source is decided; {least}"))
+    return rows
+
+
+def add_notes(page: Page, notes: Sequence[str]) -> None:
+    """What is to be known of how it was run."""
+    if not notes:
+        return
+    page.add("notes", bold=True)
+    for note in notes:
+        add_wrapped(page, note, first="  - ", indent="    ")
+    page.add()
+
+
+def add_table(page: Page, rows: Sequence[tuple[str, ...]]) -> None:
+    """Rows in columns, numbers to the right; the first row is the heading, and what the last column says is a text."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for number, (name, *cells) in enumerate(rows):
-        aligned = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)]
-        page.add("  ".join([name.ljust(widths[0]), *aligned]).rstrip(), cut=True, **({} if number else {"bold": True}))
+    for number, (name, *cells, last) in enumerate(rows):
+        aligned = [f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=False)]
+        page.add("  ".join([name.ljust(widths[0]), *aligned, last]).rstrip(), cut=True, bold=number == 0)
     page.add()
 
 
@@ -171,13 +234,14 @@ def add_tensors(page: Page, outcome: Verification) -> None:
     from phi4conv.verify.report import by_type
 
     rows: list[tuple[str, ...]] = [
-        ("weights by type", "parts", "relative error", "signal to noise", "should give", "furthest from it")
+        ("weights by type", "parts", "error", "by its type", "signal to noise", "by its type", "furthest from it")
     ]
     rows += (
         (
             f"  {each.name}",
-            f"{each.parts}",
-            f"{each.relative:.3g}",
+            f"{each.parts:,}",
+            share(each.relative),
+            share(each.expected_relative),
             signal_to_noise(each.relative),
             signal_to_noise(each.expected_relative),
             each.worst.part,
@@ -187,49 +251,78 @@ def add_tensors(page: Page, outcome: Verification) -> None:
     add_table(page, rows)
 
 
+def share(relative: float) -> str:
+    """An error as a share of what is right, in per cent.
+
+    >>> share(0.0712), share(1.3e-6), share(0.0), share(7.9e29), share(float("inf"))
+    ('7.12 %', '0.0001 %', '0 %', '7.9e+29 times', 'not finite')
+    """
+    if not isfinite(relative):
+        return "not finite"
+    if relative >= 100:
+        return f"{relative:.2g} times"
+    digits = 2 if relative >= 1e-4 else 4
+    return f"{100 * relative:.{digits}f} %" if relative else "0 %"
+
+
 def signal_to_noise(relative: float) -> str:
     """A relative error in decibels."""
     from phi4conv.verify.report import decibels
 
+    if not isfinite(relative):
+        return "no signal"
     return f"{decibels(relative):.1f} dB" if relative else "exact"
 
 
 def add_layers(page: Page, outcome: Verification) -> None:
     """The hidden state after each layer, and what each layer got wrong by itself."""
-    rows: list[tuple[str, ...]] = [("hidden state after", "relative error", "cosine", "layer's own error", "")]
-    wrong = set(outcome.outcome.wrong_layers)
+    layers, explained, wrong = outcome.outcome.comparison.layers, outcome.outcome.explained, outcome.outcome.wrong_layers
+    chosen = shown_layers(len(layers) - 1, wrong)
+    rows: list[tuple[str, ...]] = [
+        ("hidden state after", "error so far", "cosine", "layer's own error", "by its types at most", "")
+    ]
     rows += (
         (
             "  the embedding" if errors.index < 0 else f"  layer {errors.index}",
-            f"{errors.grown.relative:.3g}",
+            share(errors.grown.relative),
             f"{errors.grown.cosine:.6f}",
-            "" if errors.index < 0 else f"{errors.own.relative:.3g}",
-            "more than its types explain" if errors.index in wrong else "",
+            "" if errors.index < 0 else share(errors.own.relative),
+            "" if errors.index < 0 else share(explained[errors.index]),
+            "too large" if errors.index in wrong else "",
         )
-        for errors in outcome.outcome.comparison.layers
+        for errors in layers
+        if errors.index < 0 or errors.index in chosen
     )
     add_table(page, rows)
+    page.lines.pop()
+    if len(chosen) < len(layers) - 1:
+        page.add(f"  {len(chosen)} of {len(layers) - 1} layers, {len(wrong)} of all too large; --json has every one")
+    page.add("  A layer's own error is what it adds to the source's hidden state, against what the source's layer adds.")
+    page.add()
+
+
+def shown_layers(count: int, wrong: Sequence[int]) -> set[int]:
+    """The layers that people are shown: of many the first wrong ones, and some between the first and the last.
+
+    >>> sorted(shown_layers(40, [17])), sorted(shown_layers(3, []))
+    ([0, 5, 10, 15, 17, 20, 25, 30, 35, 39], [0, 1, 2])
+    """
+    if count <= MOST_LAYERS:
+        return set(range(count))
+    return {*range(0, count, -(-count // SPREAD_LAYERS)), count - 1, *wrong[: MOST_LAYERS - SPREAD_LAYERS - 1]}
 
 
 def add_logits(page: Page, outcome: Verification) -> None:
     """The tables that llama-perplexity prints, and how real llama.cpp does."""
     from phi4conv.reference.perplexity_table import perplexity_table
 
-    figures, thresholds = outcome.outcome.comparison.logits, outcome.thresholds
     page.add("logits, in the words of llama-perplexity --kl-divergence (Q: the file, base: the source)", bold=True)
     section = ""
-    for row in perplexity_table(figures):
+    for row in perplexity_table(outcome.outcome.comparison.logits):
         if row.section != section:
             section = row.section
             page.add(f"  ====== {section} ======")
         page.add(f"  {row.text}")
-    if (top := figures.same_top_where_decided) is not None:
-        shown = f"{100 * top.value:.3f} ± {100 * top.error:.3f} %"
-        page.add(f"  Same top p: {shown} at the {figures.decided} positions where the source is decided")
-    page.add(
-        f"  a good {outcome.sides.type_name} file: mean KLD at most {thresholds.max_kl:g}, same top p at least "
-        f"{100 * thresholds.min_top1:g} % there"
-    )
     page.add()
     if outcome.outcome.llama_cpp is not None:
         add_third_column(page, *outcome.outcome.llama_cpp)
@@ -237,7 +330,7 @@ def add_logits(page: Page, outcome: Verification) -> None:
 
 def add_third_column(page: Page, from_source: LogitFigures, from_file: LogitFigures) -> None:
     """What real llama.cpp makes of the file; it rounds activations of quantized files, so this is no verdict."""
-    rows: list[tuple[str, ...]] = [("real llama.cpp, for information", "mean KLD", "max KLD", "same top p")]
+    rows: list[tuple[str, ...]] = [("logits of real llama.cpp, for information", "mean KLD", "max KLD", "same top p")]
     for name, figures in (("  against the source", from_source), ("  against this run of the file", from_file)):
         kl, top = figures.kl, figures.same_top
         rows.append((name, f"{kl.mean.value:.6f}", f"{kl.maximum:.6f}", f"{100 * top.value:.2f} %"))

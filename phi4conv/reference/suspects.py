@@ -222,7 +222,9 @@ def float_expectation(found: RowSource, expected: RowSource, qtype: TYPE, rows: 
     """What the sampled rows should be in a float type."""
     codec = CODECS[qtype]
     weights = np.concatenate([expected.rows(int(row), int(row) + 1) for row in rows])
-    values = np.concatenate([found.rows(int(row), int(row) + 1) for row in rows]).astype(np.float64)
+    values = np.concatenate([found.rows(int(row), int(row) + 1) for row in rows])
+    with np.errstate(invalid="ignore"):  # a signalling NaN of damaged bytes
+        values = values.astype(np.float64)
     own_data = encode(codec, weights)
     own, exact = decode(codec, own_data).astype(np.float64), weights.astype(np.float64)
     finite = np.isfinite(own) & np.isfinite(exact) & np.isfinite(values)

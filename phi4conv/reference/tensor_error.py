@@ -158,8 +158,8 @@ def part_errors(
 ) -> list[PartError]:
     """Parts of the file, each against the source's, in the order given. Any number of workers gives the same.
 
-    Memory is that of a few chunks of a million weights for each worker, and of one part's marks, 9 bytes for every 256
-    weights.
+    Memory is that of a few chunks of half a million weights for each worker, and of one part's marks, 9 bytes for every
+    256 weights.
 
     Args:
         pairs: What the file has and what the source has.

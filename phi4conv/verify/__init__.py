@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phi4conv.check.model import Finding, Severity, worst
+from phi4conv.errors import FormatError, Problem
 from phi4conv.machine import peak_memory
 from phi4conv.progress import Progress, Silent
 from phi4conv.run import require_torch
@@ -84,16 +85,20 @@ def verify(
     """Compare a GGUF with the model folder that it was made from.
 
     Raises:
-        CheckpointError: The folder holds no checkpoint that phi4conv understands.
-        FormatError: The file cannot be examined, or is of another model altogether.
+        ValueError: max_kl is no number from 0, or min_top1 none from 0 to 1.
+        CheckpointError: The folder holds no checkpoint that phi4conv understands, or one that computes NaN.
+        FormatError: The file cannot be examined, or is of another model altogether; a text cannot be read, or does
+            not fit into n_ctx.
         EngineError: torch or, when asked for, llama.cpp is missing, or torch has no such device.
     """
     started = time.monotonic()
     options = options or VerifyOptions()
     progress = progress or Silent()
+    require_thresholds(options)
     require_torch()
     sides = open_sides(folder, path)
     reading = read_windows(folder, sides.file, options.asked)
+    require_room(reading, options.n_ctx)
     # torch takes seconds to load: what is wrong with the arguments is told before.
     from phi4conv.reference.run import RunSettings  # noqa: PLC0415
     from phi4conv.verify.conclusions import conclude  # noqa: PLC0415
@@ -108,22 +113,69 @@ def verify(
         thresholds=thresholds,
         outcome=outcome,
         findings=conclude(sides, reading.findings, outcome, thresholds),
-        notes=(*sides.notes, *reading.notes, *behaviour_notes(sides, reading, settings)),
+        notes=(
+            *sides.notes,
+            *reading.notes,
+            *behaviour_notes(sides, reading, settings),
+            *threshold_notes(outcome, options),
+        ),
         seconds=time.monotonic() - started,
         peak_memory=peak_memory(),
     )
 
 
+def require_thresholds(options: VerifyOptions) -> None:
+    """Raise ValueError for a limit that nothing could be held against: NaN is neither above nor below anything."""
+    if options.max_kl is not None and not options.max_kl >= 0:
+        raise ValueError(f"max_kl is {options.max_kl}, no number from 0")
+    if options.min_top1 is not None and not 0 <= options.min_top1 <= 1:
+        raise ValueError(f"min_top1 is {options.min_top1}, no number from 0 to 1")
+
+
+def require_room(reading: PromptReading, n_ctx: int | None) -> None:
+    """Raise FormatError for a prompt that is longer than the context for which factors are to be chosen."""
+    from phi4conv.reference.run import llama_context  # noqa: PLC0415  # loads torch
+
+    longest = max(reading.windows, key=lambda window: len(window.ids))
+    if n_ctx is not None and len(longest.ids) > llama_context(n_ctx):
+        raise FormatError(
+            Problem(
+                "a prompt does not fit into the context",
+                where=longest.name,
+                expected=f"at most {llama_context(n_ctx):,} tokens, by --n-ctx {n_ctx}",
+                found=f"{len(longest.ids):,} tokens",
+                next_step="give a larger --n-ctx, or a shorter text",
+            )
+        )
+
+
 def behaviour_notes(sides: Sides, reading: PromptReading, settings: RunSettings) -> Iterator[str]:
     """Where llama.cpp and transformers run a model differently on purpose, and which of them was followed."""
     shape = sides.source.hyperparameters
-    longest = max((len(window.ids) for window in reading.windows), default=0)
-    if shape.sliding_window is not None and shape.sliding_window < longest:
-        chosen = "applied, as transformers does" if settings.apply_window else "left out, as llama.cpp does"
-        yield f"the model's sliding window of {shape.sliding_window} tokens was {chosen} (--sliding-window)"
+    lengths = [len(window.ids) for window in reading.windows]
+    if shape.sliding_window is not None:
+        window = f"the model's sliding window of {shape.sliding_window:,} tokens"
+        if shape.sliding_window >= max(lengths):
+            yield f"{window} is longer than all that was asked, and makes no difference here"
+        elif settings.apply_window:
+            yield f"{window} was applied, as transformers does and llama.cpp does not (--sliding-window on)"
+        else:
+            yield f"{window} was left out, as llama.cpp does; transformers applies it (--sliding-window on)"
     if shape.rope.long_factors is not None:
-        by = "each prompt's own length" if settings.n_ctx is None else f"a context of {settings.n_ctx} tokens"
+        limit = shape.rope.original_context_length
+        contexts = {settings.stretch(length).context_length > limit for length in lengths}
+        which = " and its ".join(f"{'long' if is_long else 'short'} factors" for is_long in sorted(contexts))
+        if settings.n_ctx is None:
+            by = "each prompt's own length, as transformers does; llama.cpp goes by its context size (--n-ctx N)"
+        else:
+            by = f"a context of {settings.stretch(1).context_length:,} tokens, as llama.cpp does (--n-ctx)"
+        yield f"LongRoPE ran with its {which} (the long ones begin beyond {limit:,} tokens), chosen by {by}"
+
+
+def threshold_notes(outcome: Outcome, options: VerifyOptions) -> Iterator[str]:
+    """A limit of the user's that there was nothing to hold against."""
+    if options.min_top1 is not None and outcome.comparison.logits.same_top_where_decided is None:
         yield (
-            f"LongRoPE factors were chosen by {by}; beyond {shape.rope.original_context_length} tokens they are the "
-            "long ones. llama.cpp chooses by its context size for all texts (--n-ctx)"
+            "--min-top1 could not be applied: at no position does the source find one token twice as likely as any "
+            "other; ask for more tokens"
         )

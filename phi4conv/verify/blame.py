@@ -22,6 +22,9 @@ MOST_BLAMED = 3
 # Tokens that a trial runs; a wrong tensor shows in all of them.
 TRIAL_TOKENS = 256
 
+# An error that is at most so many times the smallest one is as good: fewer tensors count more.
+SIMILAR = 1.5
+
 # A name for the hyperparameters among the tensors that a trial exchanges.
 METADATA = "metadata"
 
@@ -44,8 +47,9 @@ class Blamed:
 
     @property
     def culprits(self) -> tuple[str, ...]:
-        """What makes the error smallest when it comes from the source; of equals the fewest things."""
-        return min(self.trials, key=lambda names: (max(self.trials[names], self.explained), len(names)))
+        """What has to come from the source for the error to be smallest, or nearly so; the fewest things."""
+        enough = SIMILAR * min(self.trials.values())
+        return min((names for names, error in self.trials.items() if error <= enough), key=len)
 
 
 class LayerBlame:
@@ -98,7 +102,10 @@ class LayerBlame:
         wrong = tuple(tensor for tensor in tensors if tensor in self.suspects)
         models = {names: self._with(index, names) for names in [*((tensor,) for tensor in tensors), wrong] if names}
         if self.file.hyperparameters != self.source.hyperparameters:
-            models[(METADATA,)] = replace(self.file, hyperparameters=self.source.hyperparameters)
+            # By themselves, and with all that is wrong besides.
+            for names in dict.fromkeys([(), wrong]):
+                exchanged = (METADATA, *names)
+                models[exchanged] = replace(self._with(index, names), hyperparameters=self.source.hyperparameters)
         return models
 
     def _with(self, index: int, tensors: Collection[str]) -> Model:

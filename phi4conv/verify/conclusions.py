@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 
-from phi4conv.check.model import Finding, Severity
+from phi4conv.check.model import Finding, Severity, listed, worst
+from phi4conv.errors import Problem
 from phi4conv.reference.logit_figures import Estimate
 from phi4conv.reference.parts import Model
 from phi4conv.reference.tensor_error import PartError
 from phi4conv.verify.blame import METADATA, Blamed
 from phi4conv.verify.examination import Outcome
-from phi4conv.verify.hyperparameters import AGAIN, IDS
+from phi4conv.verify.hyperparameters import AGAIN, IDS, IDS_WITHOUT_EFFECT
 from phi4conv.verify.recognize import Recognition, recognize_all
-from phi4conv.verify.sides import Sides
+from phi4conv.verify.sides import HEAD_ID, WRONG_SHAPE, Sides
 from phi4conv.verify.thresholds import Thresholds, prevailing_type
 
-LAYER, ANSWERS = "verify/layer", "verify/answers"
+LAYER, ANSWERS, LLAMA_CPP = "verify/layer", "verify/answers", "verify/llama-cpp"
+
+# A finding names so many tensors in its message; where has all of them.
+SHOWN_TENSORS = 3
 
 
 class Roots:
@@ -31,14 +35,24 @@ class Roots:
         self._findings.append(finding)
         self._tensors.append(frozenset(tensors))
 
-    def follow(self, finding: Finding, culprits: Collection[str] = ()) -> None:
-        """A finding that follows from one about a culprit, or without any from the first; else a root of its own."""
+    def follow(self, finding: Finding, culprits: Collection[str]) -> None:
+        """A finding that follows from the first one about a culprit; a root of its own where there is none."""
         for number, (root, tensors) in enumerate(zip(self._findings, self._tensors, strict=True)):
-            about = not culprits or tensors.intersection(culprits) or (METADATA in culprits and root.id in IDS)
-            if about and root.severity >= Severity.FAIL:
+            of_metadata = METADATA in culprits and root.id in IDS - IDS_WITHOUT_EFFECT
+            if root.severity >= Severity.FAIL and (of_metadata or tensors.intersection(culprits)):
                 self._findings[number] = root.with_consequences([finding])
                 return
         self.add(finding, culprits)
+
+    @property
+    def tensors(self) -> frozenset[str]:
+        """All that they are about."""
+        return frozenset[str]().union(*self._tensors)
+
+    @property
+    def failed(self) -> bool:
+        """Whether one of them is a defect."""
+        return worst(self._findings) >= Severity.FAIL
 
     def all(self) -> tuple[Finding, ...]:
         """The root findings."""
@@ -53,12 +67,23 @@ def conclude(sides: Sides, asked: Sequence[Finding], outcome: Outcome, threshold
     roots = Roots()
     for finding in sides.findings:
         roots.add(finding, (finding.where,))
-    for recognition in recognitions(sides, outcome.tensors):
-        roots.add(weight_finding(recognition), recognition.tensors)
+    misshapen = {finding.where for finding in sides.findings if finding.code == WRONG_SHAPE}
+    recognized = recognitions(sides, outcome.tensors)
+    for recognition in recognized:
+        # What a tensor of another shape holds explains the shape, and is no other defect.
+        place = roots.follow if misshapen.issuperset(recognition.tensors) else roots.add
+        place(weight_finding(recognition), recognition.tensors)
     for blamed in outcome.blamed:
         roots.follow(layer_finding(blamed), blamed.culprits)
-    for finding in answer_findings(sides.found, outcome, thresholds):
-        roots.follow(finding)
+    # What is missing or cannot be used was run as the source has it, and is no cause.
+    causes = {tensor for recognition in recognized for tensor in recognition.tensors}
+    causes |= {finding.where for finding in sides.findings if finding.id == HEAD_ID}
+    if sides.found.hyperparameters != sides.source.hyperparameters:
+        causes.add(METADATA)
+    for finding in answer_findings(sides.found, outcome, thresholds, certain=not roots.failed):
+        roots.follow(finding, causes)
+    if outcome.refusal is not None:
+        roots.follow(refusal_finding(outcome.refusal), {METADATA, *roots.tensors})
     return (*roots.all(), *asked)
 
 
@@ -85,15 +110,20 @@ def weight_finding(recognition: Recognition) -> Finding:
 def layer_finding(blamed: Blamed) -> Finding:
     """A layer whose work is off by more than its types explain, and what mends it."""
     culprits = blamed.culprits
+    left = blamed.trials[culprits]
+    names = listed(culprits, SHOWN_TENSORS)
+    mended = (
+        f"with the source's {names} it is right"
+        if left <= blamed.explained
+        else f"with the source's {names} it is off by {percent(left)}"
+    )
     return Finding(
         LAYER,
         Severity.FAIL,
         "unexplained",
-        f"layer {blamed.index} is off by {percent(blamed.error)} of what it adds, where its types explain "
-        f"{percent(blamed.explained)}; with the source's {' and '.join(culprits)} {percent(blamed.trials[culprits])} "
-        "are left",
+        f"layer {blamed.index} adds something else to the source's hidden state than the source's layer; {mended}",
         where=", ".join(culprits),
-        expected=f"at most {percent(blamed.explained)}",
+        expected=f"off by {percent(blamed.explained)} of what it adds at most, by its types",
         actual=percent(blamed.error),
         advice=AGAIN,
     )
@@ -102,18 +132,26 @@ def layer_finding(blamed: Blamed) -> Finding:
 def percent(share: float) -> str:
     """A share for people.
 
-    >>> percent(0.0123), percent(12.0), percent(float("inf"))
-    ('1.2 %', '1200 %', 'NaN or infinity')
+    >>> percent(0.0123), percent(12.0), percent(7.9e29), percent(float("inf"))
+    ('1.2 %', '1200 %', '7.9e+29 times', 'NaN or infinity')
     """
     if not math.isfinite(share):
         return "NaN or infinity"
-    return f"{100 * share:.2g} %" if share < 1 else f"{100 * share:.0f} %"
+    if share < 1:
+        return f"{100 * share:.2g} %"
+    return f"{100 * share:.0f} %" if share < 100 else f"{share:.2g} times"
 
 
-def answer_findings(found: Model, outcome: Outcome, thresholds: Thresholds) -> Iterator[Finding]:
-    """What the logits show: numbers that are none, and answers that differ more than a good file's."""
+def answer_findings(found: Model, outcome: Outcome, thresholds: Thresholds, *, certain: bool) -> Iterator[Finding]:
+    """What the logits show: numbers that are none, and answers that differ more than a good file's.
+
+    certain: Nothing else is wrong, every tensor holds the source's weights as well as its type can. Then answers beyond
+    a default are no defect: some models bear their types worse than those that the defaults were measured on. Beyond a
+    limit of the user's they are one.
+    """
     logits = outcome.comparison.logits
     name = prevailing_type(found).name
+    because = f"; nothing else is wrong with the file: this model bears {name} worse than most" if certain else ""
     if logits.other_not_finite:
         yield Finding(
             ANSWERS,
@@ -125,26 +163,43 @@ def answer_findings(found: Model, outcome: Outcome, thresholds: Thresholds) -> I
     elif logits.kl.mean.value > thresholds.max_kl:
         yield Finding(
             ANSWERS,
-            Severity.FAIL,
+            Severity.WARN if certain and not thresholds.kl_asked_for else Severity.FAIL,
             "divergence",
-            f"the file's answers are further from its source's than those of a good {name} file",
+            "the file's answers are further from its source's than "
+            + ("--max-kl allows" if thresholds.kl_asked_for else f"those of a good {name} file{because}"),
             where="logits",
-            expected=f"a mean KL divergence of at most {thresholds.max_kl:g}",
-            actual=f"{logits.kl.mean.value:.4g}",
+            expected=f"a mean KL divergence of at most {thresholds.max_kl:g} nats",
+            actual="infinite" if math.isinf(logits.kl.mean.value) else f"{logits.kl.mean.value:.4g} nats",
         )
-    elif (top := logits.same_top_where_decided) is not None and beyond_chance(top, thresholds.min_top1):
+    elif (top := logits.same_top_where_decided) is not None and below(top, thresholds):
         yield Finding(
             ANSWERS,
-            Severity.FAIL,
+            Severity.WARN if certain and not thresholds.top1_asked_for else Severity.FAIL,
             "top-1",
-            f"the file finds other tokens likeliest than its source more often than a good {name} file does",
+            "the file finds other tokens likeliest than its source more often than "
+            + ("--min-top1 allows" if thresholds.top1_asked_for else f"a good {name} file does{because}"),
             where="logits",
-            expected=f"the same token at {percent(thresholds.min_top1)} of the {logits.decided} positions where the "
+            expected=f"the same token at {100 * thresholds.min_top1:g} % of the {logits.decided:,} positions where the "
             "source is decided, or more",
-            actual=percent(top.value),
+            actual=f"{100 * top.value:.1f} %",
         )
 
 
-def beyond_chance(share: Estimate, least: float) -> bool:
-    """Whether a share is below the least by more than two standard errors: of ten positions one may well differ."""
-    return share.value + 2 * share.error < least
+def below(share: Estimate, thresholds: Thresholds) -> bool:
+    """Whether a share is below the least; by default by more than two standard errors: of ten one may well differ."""
+    room = 0.0 if thresholds.top1_asked_for else 2 * share.error
+    return share.value + room < thresholds.min_top1
+
+
+def refusal_finding(problem: Problem) -> Finding:
+    """Why real llama.cpp does not load the file."""
+    return Finding(
+        LLAMA_CPP,
+        Severity.FAIL,
+        "refused",
+        f"{problem.what}: it has no column among the figures",
+        where=problem.where,
+        expected=problem.expected,
+        actual=problem.found,
+        advice=problem.next_step,
+    )

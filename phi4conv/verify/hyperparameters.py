@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
+from gguf.constants import Keys
 
 from phi4conv.check.model import Finding, Severity
-from phi4conv.reference.file_hyperparameters import hyperparameter_key
+from phi4conv.gguf_file.layout import MetadataPair, f32, u32
+from phi4conv.reference.file_hyperparameters import HYPERPARAMETER_KEYS, hyperparameter_key
 from phi4conv.reference.hyperparameters import Hyperparameters
 
 WARN = Severity.WARN
 
 AGAIN = "make the file again from its checkpoint, with `phi4conv convert`"
-
 
 REFUSED = "its tensors have other shapes, so that llama.cpp refuses the file"
 OTHER_HEADS = "attention cuts its vectors into other heads than the model was trained with"
@@ -54,7 +55,11 @@ FIELDS = (
     Field("rope.short_factors", "phi3/rope-factors", "positions up to the original context turn at other frequencies"),
     Field("rope.long_factors", "phi3/rope-factors", "positions in long contexts turn at other frequencies"),
     Field("context_length", "phi3/context-length", "programs offer a context that the model was not made for", WARN),
-    Field("sliding_window", "phi3/sliding-window", "programs that respect windows show too much or too little"),
+    Field(
+        "sliding_window",
+        "phi3/sliding-window",
+        "programs that respect it let attention see other tokens than the model knows; llama.cpp leaves it out",
+    ),
 )
 
 ORIGINAL_LENGTH = "phi3/rope-original-context-length"
@@ -62,24 +67,81 @@ ORIGINAL_LENGTH = "phi3/rope-original-context-length"
 # The ids of all findings here.
 IDS = frozenset({*(field.id for field in FIELDS), ORIGINAL_LENGTH})
 
+# Those that the tensors' shapes follow.
+SIZES = frozenset({"layer_count", "hidden_size", "feed_forward_size", "head_count", "kv_head_count", "head_size"})
 
-def differences(file: Hyperparameters, source: Hyperparameters, architecture: str) -> Iterator[Finding]:
-    """A finding for every value that differs; where is the metadata key, or the tensor of LongRoPE factors."""
+# Of the ids those by which a run of the file as llama.cpp does it is no other.
+IDS_WITHOUT_EFFECT = frozenset({"phi3/context-length", "phi3/sliding-window"})
+
+# How `phi4conv fix --set` spells that there is none.
+NONE_AS_SETTING: Mapping[str, str] = {"sliding_window": "0"}
+
+
+def differences(
+    file: Hyperparameters, source: Hyperparameters, architecture: str, *, tensors_fit: bool = True
+) -> Iterator[Finding]:
+    """A finding for every value that differs; where is the metadata key, or the tensor of LongRoPE factors.
+
+    tensors_fit: Whether the file's tensors have the shapes of the source's: then another value mends the file, while
+    tensors that were made for a wrong one have to be made again.
+    """
     for field in (*FIELDS, original_length(source)):
         stated, right = attrgetter(field.name)(file), attrgetter(field.name)(source)
         if (field.name == "head_size" and follows(file, source)) or same(stated, right):
             continue
-        key = hyperparameter_key(field.name, architecture)
         yield Finding(
             id=field.id,
             severity=field.severity,
             code="wrong",
             message=field.meaning,
-            where=key,
-            expected=shown(right),
-            actual=shown(stated),
-            advice=AGAIN if key.endswith(".weight") else f"`phi4conv fix IN.gguf OUT.gguf --set {key}={shown(right)}`",
+            where=hyperparameter_key(field.name, architecture),
+            expected=shown(in_file(field.name, right)),
+            actual=shown(in_file(field.name, stated)),
+            advice=AGAIN if field.name in SIZES and not tensors_fit else mending(field.name, right, architecture),
         )
+
+
+def in_file(name: str, value: Any) -> Any:
+    """A value as the file's key states it: llama.cpp's factor is the inverse of what positions are multiplied by."""
+    return 1 / value if name == "rope.position_scale" and value else value
+
+
+def mending(name: str, right: Any, architecture: str) -> str:
+    """What gives a file the right value."""
+    key = hyperparameter_key(name, architecture)
+    if key.endswith(".weight"):
+        return AGAIN
+    # llama.cpp wants both halves of a head's description, or none.
+    keys = (key, Keys.Attention.VALUE_LENGTH.format(arch=architecture)) if name == "head_size" else (key,)
+    value = exactly(in_file(name, right)) if right is not None else NONE_AS_SETTING.get(name)
+    settings = [f"--set {key}={value}" for key in keys]
+    return AGAIN if value is None else f"`phi4conv fix IN.gguf OUT.gguf {' '.join(settings)}`"
+
+
+def mending_key(key: str, source: Hyperparameters, architecture: str) -> str:
+    """What gives a file the right value of a key that llama.cpp refuses; empty for a key that is not known here."""
+    if key == Keys.Rope.SCALING_TYPE.format(arch=architecture):
+        right = "none" if source.rope.long_factors is None else "longrope"
+        return f"`phi4conv fix IN.gguf OUT.gguf --set {key}={right}`"
+    name = field_of(key, architecture)
+    return "" if name is None else mending(name, attrgetter(name)(source), architecture)
+
+
+def source_pair(key: str, source: Hyperparameters, architecture: str) -> MetadataPair | None:
+    """The source's value as the pair that llama.cpp reads; None where it has none, or nobody knows the key."""
+    if (name := field_of(key, architecture)) is None:
+        return None
+    right = in_file(name, attrgetter(name)(source))
+    return None if right is None else f32(key, right) if isinstance(right, float) else u32(key, right)
+
+
+def field_of(key: str, architecture: str) -> str | None:
+    """Which field a metadata key holds.
+
+    >>> field_of("phi3.rope.freq_base", "phi3"), field_of("general.name", "phi3")
+    ('rope.base', None)
+    """
+    return next((name for name in HYPERPARAMETER_KEYS if hyperparameter_key(name, architecture) == key), None)
 
 
 def follows(file: Hyperparameters, source: Hyperparameters) -> bool:
@@ -118,7 +180,13 @@ def shown(value: Any) -> str:
         return "none"
     if isinstance(value, tuple):
         return f"{len(value)} factors, {', '.join(shown(each) for each in value[:4])}…"
-    if isinstance(value, float):
-        text = str(np.float32(value))
-        return text.removesuffix(".0")
-    return str(value)
+    return exactly(value)
+
+
+def exactly(value: float) -> str:
+    """A number in the fewest digits that give the same float32.
+
+    >>> exactly(1e-5), exactly(250000.0), exactly(40)
+    ('1e-05', '250000', '40')
+    """
+    return str(np.float32(value)).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -17,7 +17,7 @@ from phi4conv.verify.recognize_evidence import Case, Hypothesis, Indices, Segmen
 # Devices that training programs split a model over, each with its own share of every part.
 SHARD_COUNTS = (2, 4, 8, 16)
 
-# How far one part may be from another, in layers, is not limited; see holding_others.
+# The parts that rotary positions turn, and whose heads llama.cpp's converter shuffles for the llama architecture.
 ROTATED = ("attn_q", "attn_k")
 
 

@@ -12,10 +12,32 @@ import numpy.typing as npt
 from gguf.constants import GGMLQuantizationType
 
 from phi4conv.arrays import Floats
-from phi4conv.quant import CODECS, decode, encode
-from phi4conv.verify.recognize_evidence import Indices, Mask, TensorView, rows_at, slope_tolerance
+from phi4conv.quant import CODECS
+from phi4conv.verify.recognize_evidence import Indices, Mask, TensorView, limits, rows_at, slope_limits, through
 
 PIECE = 256  # weights: a superblock of the K-quants, and a whole number of every other type's blocks
+
+# Relative error of a cell of exact weights that rounding through 16 bits may leave.
+SMALLEST_CELL_LIMIT = 0.006
+
+# The relative error up to which a cell is good whatever its weights are: 1.4 times that of normal weights, without an
+# importance matrix.
+SCREENS = {
+    GGMLQuantizationType.Q2_K: 0.42,
+    GGMLQuantizationType.Q3_K: 0.21,
+    GGMLQuantizationType.Q4_0: 0.12,
+    GGMLQuantizationType.Q4_1: 0.11,
+    GGMLQuantizationType.Q4_K: 0.1,
+    GGMLQuantizationType.Q5_0: 0.06,
+    GGMLQuantizationType.Q5_1: 0.054,
+    GGMLQuantizationType.Q5_K: 0.051,
+    GGMLQuantizationType.Q6_K: 0.025,
+    GGMLQuantizationType.Q8_0: 0.0075,
+}
+
+# A tensor less than this part of which is bad is damaged in a place; a norm, all of which is a page or two of a file,
+# less than that.
+DAMAGED_SHARE, DAMAGED_SHARE_OF_NORM = 0.5, 0.3
 
 # Weights read at once.
 CHUNK_WEIGHTS = 1 << 20
@@ -27,7 +49,7 @@ ABSURD = 4.0
 OUTSTANDING = 4.0
 
 # A weight of F32, F16 or BF16 is wrong when it is off by more than this part of its row's root mean square.
-EXACT_TOLERANCE = 0.02
+EXACT_TOLERANCE = 0.006
 
 # Rows that are looked at in the blocks of their type; more of them say no more.
 EXAMINED_ROWS = 512
@@ -84,77 +106,32 @@ def scan(view: TensorView) -> Scan:
     )
 
 
-def cell_sums(weights: Floats, size: int) -> npt.NDArray[np.float32]:
-    """Sums of squares in cells of so many columns, the last one of a row shorter: (rows, width) -> (rows, cells)."""
-    rows, width = weights.shape
+def cell_sums(one: Floats, other: Floats, size: int) -> npt.NDArray[np.float64]:
+    """Sums of products in cells of so many columns, the last one of a row shorter: (rows, width) -> (rows, cells)."""
+    rows, width = one.shape
     if width % size:
-        sums: npt.NDArray[np.float32] = np.add.reduceat(weights * weights, np.arange(0, width, size), axis=1)
-        return sums
-    cells = weights.reshape(rows, -1, size)
-    squared: npt.NDArray[np.float32] = np.einsum("rcw,rcw->rc", cells, cells)
-    return squared
+        sums = np.add.reduceat(one * other, np.arange(0, width, size), axis=1)
+    else:
+        sums = np.einsum("rcw,rcw->rc", one.reshape(rows, -1, size), other.reshape(rows, -1, size))
+    return sums.astype(np.float64)
 
 
 def bad_cells(qtype: GGMLQuantizationType, found: Floats, expected: Floats, size: int) -> Mask:
     """Which cells of so many columns differ by more than the type explains: (rows, width) -> (rows, cells)."""
-    errors = cell_sums(found - expected, size)
-    norms = cell_sums(expected, size)
-    # Only rows that could be bad are encoded: nearly all of a good file's stay below half of their limit.
-    floor = SMALLEST_PIECE_LIMIT**2 * norms
-    suspect = ~(errors <= floor)
-    if not suspect.any():
-        return suspect
-    own = np.zeros_like(errors)
-    if qtype in (GGMLQuantizationType.F32, GGMLQuantizationType.BF16, GGMLQuantizationType.F16):
-        suspect_rows = np.flatnonzero(suspect.any(axis=1))
-    else:
-        suspect_rows = np.flatnonzero((~(errors <= screen(qtype) * norms)).any(axis=1))
-        suspect &= False
-    if not len(suspect_rows):
-        return suspect
-    codec = CODECS[qtype]
-    chosen = np.ascontiguousarray(expected[suspect_rows])
-    own[suspect_rows] = cell_sums(decode(codec, encode(codec, chosen)) - chosen, size)
-    limit = np.clip(own * PIECE_TIMES_OWN**2, floor, LARGEST_PIECE_LIMIT**2 * norms)
-    limit = np.maximum(limit, own * 1.2)
-    bad: Mask = np.zeros_like(suspect)
-    bad[suspect_rows] = ~(errors[suspect_rows] <= limit[suspect_rows])
-    bad[suspect_rows] |= wrong_slopes(found[suspect_rows], chosen, own[suspect_rows], size)
-    # Rounding through 16 bits leaves cells of zeros as they are; anything else in them is a difference.
+    norms = np.maximum(cell_sums(expected, expected, size), np.finfo(np.float32).tiny)
+    difference = found - expected
+    errors = np.sqrt(cell_sums(difference, difference, size) / norms)
+    bad: Mask = ~(errors <= SCREENS.get(qtype, SMALLEST_CELL_LIMIT))
+    # Only rows that could be bad are encoded.
+    rows = np.flatnonzero(bad.any(axis=1))
+    if len(rows):
+        chosen = expected[rows]
+        lost = through(qtype, chosen) - chosen
+        own = np.sqrt(cell_sums(lost, lost, size) / norms[rows])
+        products = cell_sums(found[rows], chosen, size)
+        fits = errors[rows] <= limits(qtype, own, SMALLEST_CELL_LIMIT)
+        bad[rows] = ~(fits & (np.abs(products / norms[rows] - 1) <= slope_limits(own, size)))
     return bad
-
-
-def wrong_slopes(found: Floats, expected: Floats, own: npt.NDArray[np.float32], size: int) -> Mask:
-    """Which cells are the source's times another factor; own: the squared errors of encoding, (rows, cells)."""
-    norms = cell_sums(expected, size)
-    rows = len(found)
-    if expected.shape[1] % size:
-        products = np.add.reduceat(found * expected, np.arange(0, expected.shape[1], size), axis=1)
-    else:
-        products = np.einsum("rcw,rcw->rc", found.reshape(rows, -1, size), expected.reshape(rows, -1, size))
-    relative = np.sqrt(own / np.maximum(norms, np.finfo(np.float32).tiny)).astype(np.float64)
-    off: Mask = np.abs(products - norms) > norms * slope_tolerance(relative, size)
-    return off
-
-
-# The squared relative error below which no piece is suspect: that of normal weights, see recognize_values.
-SCREENS = {
-    GGMLQuantizationType.Q2_K: 0.33,
-    GGMLQuantizationType.Q3_K: 0.17,
-    GGMLQuantizationType.Q4_0: 0.1,
-    GGMLQuantizationType.Q4_1: 0.09,
-    GGMLQuantizationType.Q4_K: 0.085,
-    GGMLQuantizationType.Q5_0: 0.05,
-    GGMLQuantizationType.Q5_1: 0.045,
-    GGMLQuantizationType.Q5_K: 0.042,
-    GGMLQuantizationType.Q6_K: 0.022,
-    GGMLQuantizationType.Q8_0: 0.007,
-}
-
-
-def screen(qtype: GGMLQuantizationType) -> float:
-    """The squared relative error that a cell of normal weights may have before its row is encoded for comparison."""
-    return (1.4 * SCREENS[qtype]) ** 2
 
 
 @dataclass(frozen=True)
@@ -196,7 +173,7 @@ class Cells:
 
 
 def bad_blocks(view: TensorView, rows: Indices) -> Cells:
-    """The bad blocks of these rows."""
+    """The bad blocks of the first of these rows, one row or more."""
     size = CODECS[view.qtype].block_weights
     rows = rows[:EXAMINED_ROWS]
     found, expected = rows_at(view.found, rows), rows_at(view.expected, rows)
@@ -218,11 +195,18 @@ def bad_blocks(view: TensorView, rows: Indices) -> Cells:
 
 
 def damage(view: TensorView, seen: Scan) -> Damage | None:
-    """What is wrong with some rows of a tensor that are no other rows of it."""
-    cells = bad_blocks(view, seen.rows)
-    if not len(cells.rows):
+    """What is wrong with some rows of a tensor that are no other rows of it.
+
+    None when there are no such rows, or when most of the tensor is wrong: then it is another tensor, not a damaged one.
+    """
+    if not len(seen.rows):
         return None
-    return non_finite(cells, seen) or absurd(cells) or blank(view, cells) or overwritten(view, cells, seen)
+    if view.row_count > 1 and len(seen.rows) * seen.share >= DAMAGED_SHARE * view.row_count:
+        return None
+    cells = bad_blocks(view, seen.rows)
+    if not len(cells.rows) or (view.row_count == 1 and cells.found.size > DAMAGED_SHARE_OF_NORM * view.width):
+        return None
+    return non_finite(cells, seen) or absurd(cells) or blank(view, cells, seen) or overwritten(view, cells, seen)
 
 
 def non_finite(cells: Cells, seen: Scan) -> Damage | None:
@@ -267,20 +251,20 @@ def absurd(cells: Cells) -> Damage | None:
     return Damage(code, f"{kind}: {place}", expected=f"{expected:.6g}", actual=f"{value:.6g}")
 
 
-def blank(view: TensorView, cells: Cells) -> Damage | None:
+def blank(view: TensorView, cells: Cells, seen: Scan) -> Damage | None:
     """Zeros, or one value, in the place of weights."""
     if not (np.isfinite(cells.found).all() and (cells.found == cells.found.flat[0]).all()):
         return None
     value = float(cells.found.flat[0])
     what = "zero" if value == 0 else f"{value:.6g}"
-    places, many = place_in_words(view, cells)
+    places, many = place_in_words(view, cells, seen)
     code = "zeroed" if value == 0 else "constant"
     return Damage(code, f"{places} {'are' if many else 'is'} {what}", actual=what)
 
 
 def overwritten(view: TensorView, cells: Cells, seen: Scan) -> Damage:
     """Other values, wherever they come from: the range of bytes is what a user can look at."""
-    places, many = place_in_words(view, cells)
+    places, many = place_in_words(view, cells, seen)
     odd = int((~np.isfinite(cells.found)).sum())
     noted = f", {odd:,} of them NaN or infinite" if odd else ""
     ranges = byte_ranges(view, cells)
@@ -293,25 +277,30 @@ def overwritten(view: TensorView, cells: Cells, seen: Scan) -> Damage:
     return Damage("corrupt-bytes", f"{places} {'hold' if many else 'holds'} other values{noted}: {where}", actual=where)
 
 
-def place_in_words(view: TensorView, cells: Cells) -> tuple[str, bool]:
+def place_in_words(view: TensorView, cells: Cells, seen: Scan) -> tuple[str, bool]:
     """Where the cells are, and whether that is a plural."""
     rows = np.unique(cells.rows)
     first, last = int(rows[0]), int(rows[-1])
     per_row = view.width // cells.size
-    if len(cells.rows) == len(rows) * per_row or (len(rows) > 1 and last - first < len(rows)):
-        if view.row_count == 1:
-            return "all weights", True
-        if len(rows) == 1:
-            return f"row {first}", False
-        if last - first < len(rows):
-            return f"rows {first} to {last}", True
-        return f"{len(rows):,} rows between {first} and {last}", True
+    if len(seen.rows) > EXAMINED_ROWS:
+        return f"parts of {len(seen.rows):,} rows between {seen.rows[0]} and {seen.rows[-1]}", True
+    if len(rows) > 1 and last - first < len(rows):
+        return f"rows {first} to {last}", True
+    if len(cells.rows) == len(rows) * per_row:
+        return ("all weights", True) if view.row_count == 1 else rows_in_words(rows)
     if len(rows) == 1:
         start, end = int(cells.columns[0]), int(cells.columns[-1]) + cells.size - 1
         columns = f"columns {start} to {end}" if end > start else f"column {start}"
         return columns if view.row_count == 1 else f"{columns} of row {first}", end > start
     blocks = f"blocks of {cells.size} weights" if cells.size > 1 else "weights"
     return f"{len(cells.rows):,} {blocks} between rows {first} and {last}", True
+
+
+def rows_in_words(rows: Indices) -> tuple[str, bool]:
+    """Whole rows that are apart, or one, and whether that is a plural."""
+    if len(rows) == 1:
+        return f"row {rows[0]}", False
+    return f"{len(rows):,} rows between {rows[0]} and {rows[-1]}", True
 
 
 def byte_ranges(view: TensorView, cells: Cells) -> list[tuple[int, int]]:

@@ -159,15 +159,14 @@ def rows_at(source: RowSource, rows: Indices) -> Floats:
     return taken
 
 
-def spread(count: int, wanted: int, turn: int = 0) -> Indices:
+def spread(count: int, wanted: int) -> Indices:
     """Up to `wanted` row numbers below count, ascending: one in each of equal stretches, and both ends.
 
-    The place within a stretch follows the golden ratio, because even steps meet the same row of every head. Another
-    turn gives other rows.
+    The place within a stretch follows the golden ratio, because even steps meet the same row of every head.
     """
     if count <= wanted:
         return np.arange(count, dtype=np.int64)
-    within = np.modf((np.arange(wanted) + 1 + turn * 0.5) * GOLDEN_RATIO)[0]
+    within = np.modf((np.arange(wanted) + 1) * GOLDEN_RATIO)[0]
     places = ((np.arange(wanted) + within) * (count / wanted)).astype(np.int64)
     return np.unique(np.concatenate([places, [0, 1, count - 2, count - 1]]))
 
@@ -195,11 +194,16 @@ def row_errors(found: Floats, expected: Floats) -> Doubles:
     return errors
 
 
+def through(qtype: GGMLQuantizationType, weights: Floats) -> Floats:
+    """Weights as they come out of a type; what is not finite goes in as zero."""
+    codec = CODECS[qtype]
+    finite = np.nan_to_num(weights, nan=0.0, posinf=0.0, neginf=0.0)
+    return decode(codec, encode(codec, np.ascontiguousarray(finite)))
+
+
 def encoding_errors(qtype: GGMLQuantizationType, rows: Floats) -> Doubles:
     """The relative error of each row once encoded in the type, (rows,)."""
-    codec = CODECS[qtype]
-    encoded = decode(codec, encode(codec, np.ascontiguousarray(rows)))
-    return row_errors(encoded, rows)
+    return row_errors(through(qtype, rows), rows)
 
 
 def limits(qtype: GGMLQuantizationType, own: Doubles, smallest: float = SMALLEST_LIMIT) -> Doubles:
@@ -211,8 +215,8 @@ def limits(qtype: GGMLQuantizationType, own: Doubles, smallest: float = SMALLEST
 def slope_limits(own: Doubles, count: int) -> Doubles:
     """How far from 1 the factor between file and source may be over so many weights, by the type's own errors.
 
-    An importance matrix makes superblocks smaller, by 26 % at most at Q2_K (error 0.30) and 13 % at Q3_K (0.15), measured
-    as above; six times the noise is added. In rows of one value all errors go the same way.
+    An importance matrix makes superblocks smaller, by 26 % at most at Q2_K (error 0.30) and 13 % at Q3_K (0.15),
+    measured as above; six times the noise is added. In rows of one value all errors go the same way.
     """
     return 0.012 + np.maximum(own * (0.5 + own + 6 / math.sqrt(count)), own * 1.1)
 
@@ -231,7 +235,8 @@ def fitting(qtype: GGMLQuantizationType, found: Floats, expected: Floats) -> Mas
     norms = squares(expected)
     products = np.einsum("rc,rc->r", found.astype(np.float64), expected.astype(np.float64))
     fits: Mask = errors <= limits(qtype, own)
-    return fits & (np.abs(products - norms) <= norms * slope_limits(own, expected.shape[1]))
+    fits &= np.abs(products - norms) <= norms * slope_limits(own, expected.shape[1])
+    return fits
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from phi4conv.arrays import Floats
-from phi4conv.quant import CODECS
 from phi4conv.reference.parts import Model
 from phi4conv.verify.recognize_evidence import (
     Case,
@@ -17,8 +16,9 @@ from phi4conv.verify.recognize_evidence import (
     encoding_errors,
     halves_of,
     squares,
+    through,
 )
-from phi4conv.verify.recognize_values import scaled_by, slope, subject, through
+from phi4conv.verify.recognize_values import scaled_by, slope, subject
 
 # From this correlation on weights are another state of the source's, not others: fine-tunes stay above 0.9, rows of
 # different matrices below 0.3.
@@ -30,8 +30,8 @@ RUN, FOUR_BITS = 32, 16
 EXACT_TYPES = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
 # What a factor must exceed to be one, beside 0.3 %: this part of the type's own relative error. An importance matrix
-# makes weights smaller, up to 7 % at Q2_K (error 0.30), and never larger, so that the upper bound is a tenth.
-SMALLER_BY, LARGER_BY, SMALLEST_STEP = 0.27, 0.03, 0.003
+# makes weights smaller, up to 9 % at Q2_K (error 0.30), and never larger, so that the upper bound is a tenth.
+SMALLER_BY, LARGER_BY, SMALLEST_STEP = 0.4, 0.04, 0.003
 
 
 def likeness(case: Case) -> Hypothesis:
@@ -84,7 +84,7 @@ def overall_factor(view: TensorView, probe: Evidence, found: Model, source: Mode
     """A factor too small to show in any row, but not in all of them together; None when there is none."""
     if not probe.expected.any():
         return None
-    own = through(CODECS[view.qtype], probe.expected)
+    own = through(view.qtype, probe.expected)
     level = float(np.median(encoding_errors(view.qtype, probe.expected)))
     least, most = 1 - SMALLEST_STEP - SMALLER_BY * level, 1 + SMALLEST_STEP + LARGER_BY * level
     ratios = [

@@ -42,11 +42,8 @@ TRIED_BAD, TRIED_GOOD = 32, 16
 # From this share of bad rows on all rows are taken to be: some rows of a permuted matrix stay in their place.
 WHOLE_SHARE = 0.9
 
-# Bad rows of which at least this share of the blocks is good are damaged, not exchanged or moved.
-PARTLY_BAD = 0.75
-
-# A tensor this part of whose blocks is bad is damaged in a place; beyond it, it is another tensor.
-DAMAGED_SHARE = 0.5
+# Bad rows no more than this share of whose pieces is bad are damaged, not exchanged, moved or scaled.
+PARTLY_BAD = 0.5
 
 FAMILIES: tuple[Callable[[Case], Iterator[Hypothesis]], ...] = (
     *VALUE_CHANGES,
@@ -124,7 +121,7 @@ def recognize_view(view: TensorView, found: Model, source: Model, *, thorough: b
         if explained is not None:
             return touched(case, explained)
     seen = seen or scan(view)
-    damaged = damage(view, seen) if is_local(seen, view) else None
+    damaged = damage(view, seen)
     if damaged is not None:
         recognition = Recognition(damaged.code, damaged.sentence, damaged.expected, damaged.actual)
         return touched(replace(case, bad_rows=seen.rows, complete=True, whole=False), recognition)
@@ -144,13 +141,6 @@ def hypotheses(case: Case) -> Iterator[Hypothesis]:
     """Every hypothesis of every family."""
     for family in FAMILIES:
         yield from family(case)
-
-
-def is_local(seen: Scan, view: TensorView) -> bool:
-    """Whether a scan found damage in some place, rather than another tensor."""
-    if view.row_count == 1:
-        return True  # damage() tells by the single weights
-    return 0 < len(seen.rows) * seen.share < DAMAGED_SHARE * view.row_count
 
 
 def opened(

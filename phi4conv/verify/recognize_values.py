@@ -12,7 +12,7 @@ import numpy as np
 from gguf.constants import GGMLQuantizationType
 
 from phi4conv.arrays import Floats
-from phi4conv.quant import CODECS, QuantCodec, decode, encode
+from phi4conv.quant import CODECS
 from phi4conv.rows import RowSource
 from phi4conv.verify.recognize_evidence import (
     Case,
@@ -25,6 +25,7 @@ from phi4conv.verify.recognize_evidence import (
     on_bad_rows,
     rows_at,
     squares,
+    through,
 )
 
 # Fewer rows cannot tell one factor for each column from chance.
@@ -114,8 +115,7 @@ def slope(found: Floats, expected: Floats) -> float:
 
 def own_slope(qtype: GGMLQuantizationType, expected: Floats) -> float:
     """The factor that encoding in the type brings by itself: 0.98 for Q2_K, 1.00 for most."""
-    codec = CODECS[qtype]
-    return slope(decode(codec, encode(codec, expected)), expected) or 1.0
+    return slope(through(qtype, expected), expected) or 1.0
 
 
 def factors(case: Case) -> Iterator[Hypothesis]:
@@ -258,23 +258,17 @@ def coarser_types(case: Case) -> Iterator[Hypothesis]:
     own = float(np.median(encoding_errors(view.qtype, bad.expected)))
     error = float(np.median(bad.errors))
     for qtype in COARSER_TYPES:
-        codec = CODECS[qtype]
-        if view.width % codec.block_weights or qtype == view.qtype:
+        if view.width % CODECS[qtype].block_weights or qtype == view.qtype:
             continue
         rows, verb = subject(case)
         yield Hypothesis(
             "requantized",
             f"{rows} {verb} made from weights that had been {qtype.name}: "
             f"relative error {error:.2g} where {view.qtype.name} leaves {own:.2g}",
-            changed_rows(case, partial(through, codec)),
+            changed_rows(case, partial(through, qtype)),
             expected=f"relative error {own:.2g}",
             actual=f"relative error {error:.2g}",
         )
-
-
-def through(codec: QuantCodec, weights: Floats) -> Floats:
-    """Weights as they come out of a type."""
-    return decode(codec, encode(codec, np.ascontiguousarray(weights)))
 
 
 VALUE_CHANGES: tuple[Callable[[Case], Iterator[Hypothesis]], ...] = (

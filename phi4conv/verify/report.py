@@ -16,6 +16,7 @@ from phi4conv.reference.side_by_side import LayerErrors
 from phi4conv.reference.tensor_error import PartError, ratio
 from phi4conv.verify import Verification
 from phi4conv.verify.blame import Blamed
+from phi4conv.verify.examination import Outcome
 
 
 def verdict(outcome: Verification) -> str:
@@ -23,8 +24,15 @@ def verdict(outcome: Verification) -> str:
     failed = sum(finding.severity >= Severity.FAIL for finding in outcome.findings)
     warned = sum(finding.severity == Severity.WARN for finding in outcome.findings)
     if failed:
-        return f"the file is wrong, {counted(failed, 'defect')}"
+        at_least = "; its weights are right" if weights_are_right(outcome) else ""
+        return f"the file is wrong, {counted(failed, 'defect')}{at_least}"
     return "the file does what its source does" + (f", {counted(warned, 'warning')}" if warned else "")
+
+
+def weights_are_right(outcome: Verification) -> bool:
+    """Whether every tensor is there and holds the source's weights as well as its type can."""
+    about_weights = any(finding.where.endswith(".weight") for finding in outcome.findings)
+    return not about_weights and all(error.good for error in outcome.outcome.tensors)
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ def verification_document(outcome: Verification) -> dict[str, Any]:
         "findings": [finding_document(finding) for finding in outcome.findings],
         "thresholds": {
             "type": sides.type_name,
-            "max_kl": thresholds.max_kl,
+            "max_kl": json_number(thresholds.max_kl),
             "min_top1": thresholds.min_top1,
         },
         "asked": [
@@ -102,7 +110,7 @@ def verification_document(outcome: Verification) -> dict[str, Any]:
         ],
         "logits": figures.comparison.logits.document(),
         "llama_cpp": third_column(figures.llama_cpp),
-        "layers": [layer_document(errors) for errors in figures.comparison.layers],
+        "layers": [layer_document(errors, figures) for errors in figures.comparison.layers],
         "blame": [blame_document(blamed) for blamed in figures.blamed],
         "tensors": [part_document(error) for error in figures.tensors],
         "seconds": round(outcome.seconds, 3),
@@ -116,10 +124,12 @@ def third_column(figures: tuple[LogitFigures, LogitFigures] | None) -> dict[str,
     return figures and {"against_source": figures[0].document(), "against_reference": figures[1].document()}
 
 
-def layer_document(errors: LayerErrors) -> dict[str, Any]:
-    """The hidden state after one layer; the embedding's index is -1."""
+def layer_document(errors: LayerErrors, figures: Outcome) -> dict[str, Any]:
+    """The hidden state after one layer; the embedding's index is -1, and nothing explains its error but its tensor."""
     return {
         "layer": errors.index,
+        "wrong": errors.index in figures.wrong_layers,
+        "explained": figures.explained.get(errors.index),
         "hidden_state": hidden_document(errors.grown),
         "own": hidden_document(errors.own),
     }

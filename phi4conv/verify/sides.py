@@ -8,6 +8,7 @@ from pathlib import Path
 
 from phi4conv.check.model import Finding, Severity, listed
 from phi4conv.errors import FormatError, Problem
+from phi4conv.gguf_file.edit import Change, with_metadata
 from phi4conv.gguf_file.layout import GGUFFile
 from phi4conv.gguf_file.read import read_gguf
 from phi4conv.hf.checkpoint import Checkpoint
@@ -20,11 +21,12 @@ from phi4conv.reference.file_problems import TensorProblem, file_problems, key_p
 from phi4conv.reference.parts import EMBEDDING, HEAD, Model
 from phi4conv.reference.source_model import source_model
 from phi4conv.runnable import require_whole_model, type_reasons
-from phi4conv.verify.hyperparameters import AGAIN, differences
+from phi4conv.verify.hyperparameters import AGAIN, differences, mending_key, source_pair
 from phi4conv.verify.thresholds import prevailing_type
 
 REFUSED = "llama.cpp refuses to load the file"
-METADATA_ID = "phi3/metadata"
+METADATA_ID, HEAD_ID = "phi3/metadata", "phi3/head"
+WRONG_SHAPE = "wrong-shape"
 
 
 @dataclass(frozen=True)
@@ -69,50 +71,61 @@ def open_sides(folder: Path, path: Path) -> Sides:
     source = source_model(read_json_object(folder / "config.json"), checkpoint.tensors)
     file = read_gguf(path)
     require_whole_model(file)
-    found, findings = read_file_side(file, source)
+    readable, found, findings = read_file_side(file, source)
     if undecodable := list(type_reasons(file, found)):
         raise FormatError(*undecodable)
     require_same_width(source, found, folder, path)
-    findings += differences(found.hyperparameters, source.hyperparameters, file.architecture or "")
+    as_source = file_model(readable, source.hyperparameters, strict=False)
+    misfits = file_problems(readable, as_source)
+    findings += differences(
+        found.hyperparameters, source.hyperparameters, file.architecture or "", tensors_fit=not misfits
+    )
     findings += head_findings(source, found)
-    problems = [*key_problems(file, found.hyperparameters), *file_problems(file, found)]
-    if problems:
-        found = file_model(file, source.hyperparameters, strict=False)
-        # What a wrong key alone makes wrong is right by now.
-        findings += tensor_findings(file_problems(file, found))
+    refused = bool(findings and findings[0].id == METADATA_ID)
+    if key_problems(readable, found.hyperparameters) or file_problems(readable, found):
+        refused, found = True, as_source
+        # What a wrong key alone makes wrong is right with the source's.
+        findings += tensor_findings(misfits)
     found, taken = completed(found, source)
     notes = []
-    if problems or any(finding.id == METADATA_ID for finding in findings):
-        notes.append("as it is the file cannot run; to judge the rest it was run with the source's metadata")
+    if refused:
+        notes.append("as it is the file cannot run; to judge the rest it was run with what config.json says")
     if taken:
         notes.append(f"the source's took the place of what is missing or of another shape: {listed(taken)}")
     return Sides(folder, file, checkpoint, with_head(source, found), found, tuple(findings), tuple(notes))
 
 
-def read_file_side(file: GGUFFile, source: Model) -> tuple[Model, list[Finding]]:
-    """The file as a model; with the source's hyperparameters, and a finding, where its own cannot be used.
+def read_file_side(file: GGUFFile, source: Model) -> tuple[GGUFFile, Model, list[Finding]]:
+    """The file as a model, and a finding for every value that llama.cpp refuses and the source's stands in for.
+
+    Returns:
+        The file with metadata that can be read, the model, the findings.
 
     Raises:
         FormatError: It is of another architecture.
     """
-    file_architecture(file)
-    try:
-        return file_model(file, strict=False), []
-    except FormatError as error:
-        findings = [
-            Finding(
-                METADATA_ID,
-                Severity.FAIL,
-                "unusable",
-                problem.what,
-                where=problem.where.removeprefix(f"{file.path}: "),
-                expected=problem.expected,
-                actual=problem.found,
-                advice=problem.next_step,
-            )
-            for problem in error.problems
-        ]
-        return file_model(file, source.hyperparameters, strict=False), findings
+    architecture = file_architecture(file)
+    findings: list[Finding] = []
+    readable = file
+    while True:
+        try:
+            return readable, file_model(readable, strict=False), findings
+        except FormatError as error:
+            problem = error.problems[0]
+        key = problem.where.removeprefix(f"{file.path}: ")
+        advice = mending_key(key, source.hyperparameters, architecture) or problem.next_step
+        findings.append(unusable(problem, key, advice))
+        # The next value, if it is wrong as well, is to be told, too.
+        change = Change(key, source_pair(key, source.hyperparameters, architecture))
+        if readable.metadata.get(key) == change.pair:
+            return readable, file_model(readable, source.hyperparameters, strict=False), findings
+        readable = with_metadata(readable, [change])
+
+
+def unusable(problem: Problem, key: str, advice: str) -> Finding:
+    """The finding for a value that llama.cpp refuses, or with which it runs what no Phi-4 needs."""
+    shown = problem.expected, problem.found
+    return Finding(METADATA_ID, Severity.FAIL, "unusable", problem.what, key, *shown, advice=advice)
 
 
 def with_head(source: Model, found: Model) -> Model:
@@ -126,7 +139,7 @@ def head_findings(source: Model, found: Model) -> Iterator[Finding]:
     """A head that one side has and the other ties to the embedding."""
     if HEAD in source.parts and HEAD not in found.parts:
         yield Finding(
-            "phi3/head",
+            HEAD_ID,
             Severity.FAIL,
             "missing",
             "the head is lost: llama.cpp silently takes the embedding in its place, and answers turn to nonsense",
@@ -140,7 +153,7 @@ def head_findings(source: Model, found: Model) -> Iterator[Finding]:
 def tensor_findings(problems: Iterable[TensorProblem]) -> Iterator[Finding]:
     """A finding for each tensor that is missing, too many, or of another shape than the model calls for."""
     for problem in problems:
-        code = "missing" if problem.found is None else "unexpected" if problem.expected is None else "wrong-shape"
+        code = "missing" if problem.found is None else "unexpected" if problem.expected is None else WRONG_SHAPE
         yield Finding(
             "phi3/tensors",
             Severity.FAIL,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from gguf.constants import GGMLQuantizationType
 
-from phi4conv.reference.parts import Model
+from phi4conv.reference.parts import EMBEDDING, HEAD, Model, Part
 
 TYPE = GGMLQuantizationType
 
@@ -26,16 +26,22 @@ class Thresholds:
         max_kl: Mean KL divergence of the next token's distribution, in nats.
         min_top1: Share of positions at which both sides find the same token likeliest, among those where the source
             is decided (see logit_figures.DECIDED).
+        kl_asked_for: Whether max_kl is the user's own, and no default.
+        top1_asked_for: Whether min_top1 is.
     """
 
     max_kl: float
     min_top1: float
+    kl_asked_for: bool = False
+    top1_asked_for: bool = False
 
     def or_asked_for(self, max_kl: float | None, min_top1: float | None) -> Thresholds:
         """These, unless the user asked for others."""
         return Thresholds(
             self.max_kl if max_kl is None else max_kl,
             self.min_top1 if min_top1 is None else min_top1,
+            kl_asked_for=max_kl is not None,
+            top1_asked_for=min_top1 is not None,
         )
 
 
@@ -66,5 +72,24 @@ def prevailing_type(model: Model) -> GGMLQuantizationType:
 
 
 def default_thresholds(model: Model) -> Thresholds:
-    """The thresholds for the type of most of the model's weights."""
-    return DEFAULTS[prevailing_type(model)]
+    """What a good file with this mix of types keeps.
+
+    Divergences of small errors add up, so that every type in the layers counts by its share of their weights. An
+    embedding or a head of a coarser type decides alone: everything goes through it.
+    """
+    layers = Counter[GGMLQuantizationType]()
+    for part in matrices(model):
+        if part.name not in {EMBEDDING, HEAD}:
+            layers[part.qtype or TYPE.F32] += math.prod(part.shape)
+    total = sum(layers.values())
+    parts = [DEFAULTS[part.qtype or TYPE.F32] for part in matrices(model) if part.name in {EMBEDDING, HEAD}]
+    if total:
+        max_kl = sum(count * DEFAULTS[qtype].max_kl for qtype, count in layers.items()) / total
+        min_top1 = sum(count * DEFAULTS[qtype].min_top1 for qtype, count in layers.items()) / total
+        parts.append(Thresholds(max_kl, min_top1))
+    return Thresholds(max(part.max_kl for part in parts), min(part.min_top1 for part in parts))
+
+
+def matrices(model: Model) -> Iterator[Part]:
+    """Every part that is no norm."""
+    return (part for part in model.parts.values() if len(part.shape) > 1)
