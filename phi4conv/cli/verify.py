@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 EXIT_WRONG = 1
 
+OWN_ERROR = "Own error: what a layer adds to the source's hidden state, against what the source's layer adds."
+DECIDED = "Decided positions: those where the source finds one token at least twice as likely as any other."
+
 # Of a finding about many tensors so many are named.
 SHOWN_PLACES = 6
 
@@ -181,32 +184,41 @@ def compared_rows(outcome: Verification) -> list[tuple[str, str]]:
     from phi4conv.check.report import counted
 
     sides, reading, tensors = outcome.sides, outcome.reading, outcome.outcome.tensors
+    passages = counted(len(reading.windows), "passage")
     scored = sum(len(window.scored) for window in reading.windows)
     good = sum(error.good for error in tensors)
     identical = sum(error.expectation.identical is True for error in tensors)
     return [
         ("source", f"{sides.folder}, {sides.checkpoint.parameter_count:,} weights in {sides.checkpoint.dtype}"),
         ("file", f"{sides.file.path}, {sides.file.architecture}, most weights in {sides.type_name}"),
-        ("asked", f"{counted(len(reading.windows), 'text')} of {reading.token_count:,} tokens, answers at {scored:,}"),
+        (
+            "asked",
+            f"{passages}, {reading.token_count:,} tokens; the next one is compared behind {scored:,} of them",
+        ),
         ("weights", f"{good:,} of {len(tensors):,} parts hold the source's, as well as their types can"),
-        ("", f"{identical:,} have, where that was tried, the very bytes of llama.cpp's encoder without imatrix"),
+        ("", f"{identical:,} with the bytes of llama.cpp's encoder, in the rows that were encoded again"),
         *answer_rows(outcome),
     ]
 
 
 def answer_rows(outcome: Verification) -> list[tuple[str, str]]:
     """The two figures that are held against limits."""
+    from phi4conv.check.report import counted
+
     figures, limits = outcome.outcome.comparison.logits, outcome.thresholds
     kl, top = figures.kl.mean.value, figures.same_top_where_decided
-    whose = f"a good {outcome.sides.type_name} file's"
-    of_kl, of_top = ("yours" if asked else whose for asked in (limits.kl_asked_for, limits.top1_asked_for))
-    rows = [("answers", f"KL divergence {kl:.4g} nats, the mean; at most {limits.max_kl:g} is {of_kl}")]
-    if not isfinite(kl):
-        rows = [("answers", f"no KL divergence: the file's logits are NaN or infinite at {figures.other_not_finite:,}")]
+    good = f"a good {outcome.sides.type_name} file"
+    of_kl, of_top = ("asked for" if own else good for own in (limits.kl_asked_for, limits.top1_asked_for))
+    if isfinite(kl):
+        rows = [("answers", f"mean KL divergence {kl:.4g} nats ({of_kl}: at most {limits.max_kl:g})")]
+    elif figures.other_not_finite:
+        broken = f"{figures.other_not_finite:,} of {figures.positions:,} positions"
+        rows = [("answers", f"NaN or infinite at {broken}, so that no KL divergence can be told")]
+    else:
+        rows = [("answers", f"infinite mean KL divergence ({of_kl}: at most {limits.max_kl:g})")]
     if top is not None:
-        share = f"{100 * top.value:.1f} % of {figures.decided:,}"
-        least = f"at least {100 * limits.min_top1:g} % is {of_top}"
-        rows.append(("", f"same likeliest token at {share} where the source is decided; {least}"))
+        share = f"{100 * top.value:.1f} % of {counted(figures.decided, 'decided position')}"
+        rows.append(("", f"same likeliest token at {share} ({of_top}: at least {100 * limits.min_top1:g} %)"))
     return rows
 
 
@@ -276,10 +288,14 @@ def signal_to_noise(relative: float) -> str:
 
 def add_layers(page: Page, outcome: Verification) -> None:
     """The hidden state after each layer, and what each layer got wrong by itself."""
-    layers, explained, wrong = outcome.outcome.comparison.layers, outcome.outcome.explained, outcome.outcome.wrong_layers
+    layers, explained, wrong = (
+        outcome.outcome.comparison.layers,
+        outcome.outcome.explained,
+        outcome.outcome.wrong_layers,
+    )
     chosen = shown_layers(len(layers) - 1, wrong)
     rows: list[tuple[str, ...]] = [
-        ("hidden state after", "error so far", "cosine", "layer's own error", "by its types at most", "")
+        ("hidden state after", "error so far", "cosine", "layer's own error", "explained up to", "")
     ]
     rows += (
         (
@@ -288,7 +304,7 @@ def add_layers(page: Page, outcome: Verification) -> None:
             f"{errors.grown.cosine:.6f}",
             "" if errors.index < 0 else share(errors.own.relative),
             "" if errors.index < 0 else share(explained[errors.index]),
-            "too large" if errors.index in wrong else "",
+            "wrong" if errors.index in wrong else "",
         )
         for errors in layers
         if errors.index < 0 or errors.index in chosen
@@ -296,8 +312,9 @@ def add_layers(page: Page, outcome: Verification) -> None:
     add_table(page, rows)
     page.lines.pop()
     if len(chosen) < len(layers) - 1:
-        page.add(f"  {len(chosen)} of {len(layers) - 1} layers, {len(wrong)} of all too large; --json has every one")
-    page.add("  A layer's own error is what it adds to the source's hidden state, against what the source's layer adds.")
+        shown = f"{len(chosen)} of {len(layers) - 1} layers are shown, {len(wrong)} of all are wrong; --json has all."
+        add_wrapped(page, shown, first="  ", indent="  ")
+    add_wrapped(page, OWN_ERROR, first="  ", indent="  ")
     page.add()
 
 
@@ -318,11 +335,14 @@ def add_logits(page: Page, outcome: Verification) -> None:
 
     page.add("logits, in the words of llama-perplexity --kl-divergence (Q: the file, base: the source)", bold=True)
     section = ""
-    for row in perplexity_table(outcome.outcome.comparison.logits):
+    figures = outcome.outcome.comparison.logits
+    for row in perplexity_table(figures):
         if row.section != section:
             section = row.section
             page.add(f"  ====== {section} ======")
         page.add(f"  {row.text}")
+    if figures.decided:
+        add_wrapped(page, DECIDED, first="  ", indent="  ")
     page.add()
     if outcome.outcome.llama_cpp is not None:
         add_third_column(page, *outcome.outcome.llama_cpp)

@@ -105,6 +105,8 @@ def read_long_rope(
         read_factors(fields, values, key, dimension_count // 2) for key in ("short_factor", "long_factor")
     )
     scale = context_length / original_context_length
+    if kind != "yarn":  # whose published code knew the lengths alone
+        scale = fields.number_in(values, "factor", default=scale) if context_length else scale
     default = default_attention_factor(kind, scale, original_context_length)
     return LongRope(short_factors, long_factors, fields.number_in(values, "attention_factor", default=default))
 
@@ -120,7 +122,7 @@ def read_factors(fields: Fields, values: Mapping[str, Any], key: str, count: int
 
 
 def default_attention_factor(kind: str, scale: float, original_context_length: int) -> float:
-    """How much attention is scaled for a context scale times the original.
+    """How much attention is scaled for a context scale times the original; scale is the setting "factor" if given.
 
     For longrope, sqrt(1 + ln(scale) / ln(original)): LongRoPE (arXiv 2402.13753) as transformers and
     llama.cpp compute it; the early "yarn" spelling used 0.1 ln(scale) + 1 (llama.cpp conversion/phi.py).

@@ -65,6 +65,15 @@ UNLIKE = 0.5
 
 # A block is gone when it has less than this of the weights' energy, or of their spread.
 GONE = 0.01
+
+# A group of a block is gone when its scale is zero and most of its energy lost, though its weights, but for so many at
+# either end (an importance matrix may give up outliers), need steps of at least this share of the block's largest. That
+# is more than two units of any type's scales. Where a few columns matter more than all others together, or weights are
+# far from zero in Q2_K, ggml does it to a group or two; so many weights in the same block are damage.
+ENDS = 1 / 8
+NEEDED_STEP = 0.15
+LOST_WEIGHTS = 48
+
 # The least positive float16: scales below half of it become zero.
 F16_STEP = 2.0**-24
 
@@ -81,6 +90,7 @@ class Codes:
         error: Relative error on normal weights, root mean square.
         low, high: The bytes that, repeated, make every code its lowest and its highest.
         nearest: Whether ggml always takes the nearest code.
+        group: How many weights share a scale.
     """
 
     start: int
@@ -91,15 +101,16 @@ class Codes:
     low: int = 0x00
     high: int = 0xFF
     nearest: bool = True
+    group: int = 32
 
 
 TYPE = GGMLQuantizationType
 CODES: Mapping[GGMLQuantizationType, Codes] = {
-    TYPE.Q2_K: Codes(16, 80, 4, 15 * 3, 0.297),
-    TYPE.Q3_K: Codes(0, 96, 8, 32 * 4, 0.151),
+    TYPE.Q2_K: Codes(16, 80, 4, 15 * 3, 0.297, group=16),
+    TYPE.Q3_K: Codes(0, 96, 8, 32 * 4, 0.151, group=16),
     TYPE.Q4_K: Codes(16, 144, 16, 63 * 15, 0.0715),
     TYPE.Q5_K: Codes(16, 176, 32, 63 * 31, 0.0362),
-    TYPE.Q6_K: Codes(0, 192, 64, 128 * 32, 0.0178),
+    TYPE.Q6_K: Codes(0, 192, 64, 128 * 32, 0.0178, group=16),
     TYPE.Q8_0: Codes(2, 34, 256, 127, 0.00536, low=0x80, high=0x7F),
     TYPE.Q4_0: Codes(2, 18, 16, 8, 0.0861, nearest=False),
     TYPE.Q4_1: Codes(4, 20, 16, 15, 0.0783, nearest=False),
@@ -184,7 +195,9 @@ def judge(qtype: GGMLQuantizationType, found: Floats, data: Bytes | None, expect
             moves = own_moves = np.zeros(weights.shape)
         else:
             moves, steps = moved_codes(qtype, values, data, weights)
-            own_moves, _ = moved_codes(qtype, own_values, own_data, weights)
+            own_moves, own_steps = moved_codes(qtype, own_values, own_data, weights)
+            lost = lost_weights(qtype, steps, values, weights) - lost_weights(qtype, own_steps, own_values, weights)
+            gone |= (lost >= LOST_WEIGHTS) & (extent >= least)
             notable = noise > NOTABLE * own_noise + NEGLIGIBLE * signal
             if codes.nearest:
                 nearest_noise = squares(values - moves * steps - weights)
@@ -226,6 +239,21 @@ def moved_codes(qtype: GGMLQuantizationType, values: Doubles, data: Bytes, weigh
     nearest = np.clip(np.rint((weights - ends[0]) / step), 0, codes.levels - 1)
     code = np.rint((values - ends[0]) / step)
     return np.where(usable, (code - nearest) * np.sign(step), 0.0), np.where(usable, np.abs(step), 0.0)
+
+
+def lost_weights(qtype: GGMLQuantizationType, steps: Doubles, values: Doubles, weights: Doubles) -> Doubles:
+    """How many weights of each block are in groups that are gone: all (rows, blocks, block) -> (rows, blocks)."""
+    codes = CODES[qtype]
+    shape = (*weights.shape[:2], -1, codes.group)
+    values, weights = values.reshape(shape), np.sort(weights.reshape(shape))
+    constant = steps.reshape(shape).max(axis=-1) == 0  # (rows, blocks, groups)
+    # All values of such a group are alike, so that the order of the weights does not matter.
+    lost = np.square(values - weights).sum(axis=-1) > 0.5 * np.square(weights).sum(axis=-1)
+    cut = int(ENDS * codes.group)
+    lowest, highest = np.minimum(weights[..., cut], 0), np.maximum(weights[..., -1 - cut], 0)
+    largest = steps.max(axis=-1, keepdims=True)
+    needed = (highest - lowest) / (codes.levels - 1) > NEEDED_STEP * largest
+    return codes.group * count(constant & lost & needed & (largest > 0))
 
 
 def inconsistent(moves: Doubles, weights: Doubles) -> Flags:

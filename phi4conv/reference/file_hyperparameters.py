@@ -52,6 +52,12 @@ HYPERPARAMETER_KEYS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+# Keys by which a file may state a field without having the field's own key: values are as long as keys, and the old
+# spelling of the scaling factor.
+OTHER_KEYS: Mapping[str, str] = MappingProxyType(
+    {"head_size": Keys.Attention.VALUE_LENGTH, "rope.position_scale": SCALE_LINEAR}
+)
+
 LAYER_LIMIT = 512  # LLAMA_MAX_LAYERS, llama-hparams.h
 DEFAULT_BASE = 10000.0
 SCALING_TYPES = ("none", "linear", "yarn", "longrope")  # llama-model.cpp, LLAMA_ROPE_SCALING_TYPES
@@ -66,12 +72,31 @@ UNSUPPORTED = (Keys.LLM.EXPERT_COUNT, Keys.LLM.NEXTN_PREDICT_LAYERS)
 
 
 def hyperparameter_key(field: str, architecture: str) -> str:
-    """The metadata key, or the tensor, that holds a field.
+    """The metadata key, or the tensor, that holds a field; see stated_by for what a file has in its place.
 
     >>> hyperparameter_key("rope.base", "phi3"), hyperparameter_key("rope.long_factors", "phi3")
     ('phi3.rope.freq_base', 'rope_factors_long.weight')
     """
     return HYPERPARAMETER_KEYS[field].format(arch=architecture)
+
+
+def stated_by(field: str, file: GGUFFile) -> str:
+    """The metadata key, or the tensor, by which this file states a field; hyperparameter_key's where it has none.
+
+    Both fields of factors come from one tensor, rope_freqs, in a llama file without longrope.
+
+    Raises:
+        RefusedByLlamaCpp: rope.scaling.type, which says what tensors are read, is no string.
+        FormatError: See file_architecture.
+    """
+    architecture = file_architecture(file)
+    usual = hyperparameter_key(field, architecture)
+    if usual in (SHORT_FACTORS, LONG_FACTORS):
+        scaling = string(file, Keys.Rope.SCALING_TYPE.format(arch=architecture)) or "linear"
+        read = factor_tensors(architecture, scaling)[usual == LONG_FACTORS]
+        return read if any(entry.name == read for entry in file.tensors) else usual
+    other = OTHER_KEYS.get(field, usual).format(arch=architecture)
+    return other if other in file.metadata and usual not in file.metadata else usual
 
 
 def file_architecture(file: GGUFFile) -> str:
@@ -119,11 +144,16 @@ def read_hyperparameters(file: GGUFFile, tensors: Mapping[str, GGUFRows]) -> Hyp
     head_count = keys.same_for_all_layers(Keys.Attention.HEAD_COUNT, layer_count, default=0)
     if not head_count:
         raise keys.refused("missing", Keys.Attention.HEAD_COUNT, "the number of attention heads", "none")
-    head_size = keys.optional(Keys.Attention.KEY_LENGTH, GGUFValueType.UINT32, hidden_size // head_count)
-    value_size = keys.optional(Keys.Attention.VALUE_LENGTH, GGUFValueType.UINT32, hidden_size // head_count)
+    share = hidden_size // head_count
+    head_size = keys.optional(Keys.Attention.KEY_LENGTH, GGUFValueType.UINT32, share)
+    value_size = keys.optional(Keys.Attention.VALUE_LENGTH, GGUFValueType.UINT32, share)
     if value_size != head_size:
-        expected = f"{head_size}, as {Keys.Attention.KEY_LENGTH.format(arch=keys.architecture)}"
-        raise keys.refused("value", Keys.Attention.VALUE_LENGTH, expected, str(value_size), aborts=True)
+        sizes = {Keys.Attention.KEY_LENGTH: head_size, Keys.Attention.VALUE_LENGTH: value_size}
+        # At least one is not what a file without the key means, so that its key is there.
+        wrong = next(pattern for pattern, size in sizes.items() if size != share)
+        right = next(size for pattern, size in sizes.items() if pattern != wrong)
+        expected = f"{right}: the keys and the values of a head have one length"
+        raise keys.refused("value", wrong, expected, str(sizes[wrong]), aborts=True)
     return Hyperparameters(
         layer_count=layer_count,
         hidden_size=hidden_size,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from phi4conv.errors import FormatError, Problem
 from phi4conv.gguf_file.layout import GGUFFile
@@ -56,7 +57,8 @@ def file_model(file: GGUFFile, mended: Hyperparameters | None = None, *, strict:
         FormatError: See file_hyperparameters; or, with strict, there are tensors that no phi3 or llama has, or that
             model.py does not compute with.
     """
-    tensors = gguf_rows(file)
+    # To ggml a leading 1 of a shape is not there.
+    tensors = {name: replace(rows, shape=stripped(rows.shape)) for name, rows in gguf_rows(file).items()}
     architecture = file_architecture(file)
     if strict:
         refuse_unknown(file, tensors)
@@ -70,6 +72,17 @@ def file_model(file: GGUFFile, mended: Hyperparameters | None = None, *, strict:
         ),
     ]
     return Model(hyperparameters, {part.name: part for part in parts})
+
+
+def stripped(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without ones in front: ggml sees (1, 5120) and (5120,) as the same.
+
+    >>> stripped((1, 5120)), stripped((1,))
+    ((5120,), (1,))
+    """
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def layer_indices(tensors: Mapping[str, GGUFRows]) -> list[int]:

@@ -2,7 +2,7 @@
 
 The rules are those of load_arch_tensors in llama.cpp's src/models/phi3.cpp and llama.cpp, create_tensor_qkv and
 done_getting_tensors (every tensor of a file must have been asked for), and the assertions that ggml meets when the
-graph is computed.
+graph is built and computed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from gguf.constants import Keys
+from gguf.constants import GGMLQuantizationType, Keys
 
 from phi4conv.gguf_file.layout import GGUFFile
 from phi4conv.reference.file_hyperparameters import (
@@ -20,7 +20,7 @@ from phi4conv.reference.file_hyperparameters import (
     file_architecture,
     hyperparameter_key,
 )
-from phi4conv.reference.file_model import FUSED_QKV
+from phi4conv.reference.file_model import FUSED_QKV, stripped
 from phi4conv.reference.hyperparameters import Hyperparameters
 from phi4conv.reference.llama_metadata import string
 from phi4conv.reference.parts import EMBEDDING, HEAD, OUTPUT_NORM, Model
@@ -44,6 +44,15 @@ class TensorProblem:
 
 
 @dataclass(frozen=True)
+class TypeProblem:
+    """A tensor that llama.cpp loads, and then dies of: it computes with no such type in this place."""
+
+    tensor: str
+    expected: GGMLQuantizationType
+    found: GGMLQuantizationType
+
+
+@dataclass(frozen=True)
 class KeyProblem:
     """A value that llama.cpp reads, and then refuses or dies of."""
 
@@ -58,7 +67,7 @@ def file_problems(file: GGUFFile, model: Model) -> tuple[TensorProblem, ...]:
     With the file's own hyperparameters these are the reasons for which llama.cpp refuses the file; with mended ones,
     what a right file would have. file_model has refused tensors of names that neither architecture knows.
     """
-    found = {entry.name: entry.shape for entry in file.tensors}
+    found = shapes_of(file)
     expected = dict(expected_shapes(file, model.hyperparameters, found))
     optional = {f"{HEAD}.weight", *factors_of(file)}
     return (
@@ -69,6 +78,28 @@ def file_problems(file: GGUFFile, model: Model) -> tuple[TensorProblem, ...]:
         ),
         *(TensorProblem(name, None, shape) for name, shape in found.items() if name not in expected),
     )
+
+
+def type_problems(file: GGUFFile, model: Model) -> tuple[TypeProblem, ...]:
+    """The file's vectors, norms and rope factors, that are not of type F32.
+
+    ggml multiplies an F32 row by an F32 vector alone (ggml-cpu/binary-ops.cpp, binary_op), and ggml_rope_impl in ggml.c
+    asserts the same of factors. file_problems tells of vectors that are missing or have another shape.
+    """
+    found = {entry.name: entry for entry in file.tensors}
+    vectors = [name for name, shape in expected_shapes(file, model.hyperparameters, shapes_of(file)) if len(shape) == 1]
+    return tuple(
+        TypeProblem(name, GGMLQuantizationType.F32, qtype)
+        for name in vectors
+        if name in found
+        and isinstance(qtype := found[name].qtype, GGMLQuantizationType)
+        and qtype != GGMLQuantizationType.F32
+    )
+
+
+def shapes_of(file: GGUFFile) -> dict[str, Shape]:
+    """The shapes of a file's tensors by name, numpy order."""
+    return {entry.name: entry.shape for entry in file.tensors}
 
 
 def expected_shapes(file: GGUFFile, shape: Hyperparameters, found: Mapping[str, Shape]) -> Iterator[tuple[str, Shape]]:
@@ -122,17 +153,6 @@ def vocabulary_size(file: GGUFFile, found: Mapping[str, Shape]) -> int:
         return len(pair.value)
     size = file.number(Keys.LLM.VOCAB_SIZE.format(arch=file_architecture(file)))
     return int(size or next(iter(found.get(f"{EMBEDDING}.weight", ())), 0))
-
-
-def stripped(shape: Shape) -> Shape:
-    """The shape without ones in front: ggml sees (1, 5120) and (5120,) as the same.
-
-    >>> stripped((1, 5120)), stripped((1,))
-    ((5120,), (1,))
-    """
-    while len(shape) > 1 and shape[0] == 1:
-        shape = shape[1:]
-    return shape
 
 
 def key_problems(file: GGUFFile, shape: Hyperparameters) -> tuple[KeyProblem, ...]:

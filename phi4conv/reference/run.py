@@ -1,8 +1,9 @@
 """Runs a model whose weights stay on disk: every matrix is read in chunks of rows while it is used.
 
 Memory is that of the hidden states and of a few chunks, whatever the model's size. Each call of Runner.layer reads
-the layer's weights once, for all tokens of x together: batch the prompts. Left out: training, sampling, more than one
-device.
+the layer's weights once, for all tokens of x together: batch the prompts. On the CPU each core reads, decodes and
+multiplies chunks of its own, so that the numbers do not depend on how many there are. Left out: training, sampling,
+more than one device.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,8 +26,10 @@ from phi4conv.reference.model import Attention, Layer, Stretch, rms_norm, run_la
 from phi4conv.reference.parts import EMBEDDING, OUTPUT_NORM, Model, Part
 from phi4conv.rows import RowSource, StackedRows, row_count
 
-# Weights a chunk: 16 MB as float32, so that a matrix product is long enough to keep all cores busy.
-CHUNK_WEIGHTS = 1 << 22
+Result = TypeVar("Result")
+
+# Weights a chunk: 8 MB as float32. At Phi-4's width that is 409 rows, whose product is as fast as that of more.
+CHUNK_WEIGHTS = 1 << 21
 
 # llama.cpp's contexts are multiples of it (llama-context.cpp).
 CONTEXT_STEP = 256
@@ -134,10 +139,7 @@ class Runner:
         norm = self._vector(self.model.parts[OUTPUT_NORM])
         with torch.inference_mode():
             x = rms_norm(x, norm, self.model.hyperparameters.rms_norm_eps)
-        for start, weights in self._chunks((self.model.head,)):
-            with torch.inference_mode():
-                chunk = x @ weights.T
-            yield start, chunk
+        yield from self._products(x, (self.model.head,))
 
     def _vector(self, part: Part) -> Tensor:
         self._on_read(part.shape[0])
@@ -148,47 +150,102 @@ class Runner:
 
         def apply(x: Tensor) -> Tensor:
             out = x.new_empty(len(x), sum(part.shape[0] for part in parts))
-            for start, weights in self._chunks(parts):
-                out[:, start : start + len(weights)] = x @ weights.T
+            with one_thread():
+                for start, chunk in self._products(x, parts):
+                    out[:, start : start + chunk.shape[1]] = chunk
             return out
 
         return apply
 
-    def _chunks(self, parts: Sequence[Part]) -> Iterator[tuple[int, Tensor]]:
-        """Rows of the stacked parts in order: the first row's number, and float32 (rows, inputs) on the device."""
+    def _products(self, x: Tensor, parts: Sequence[Part]) -> Iterator[tuple[int, Tensor]]:
+        """What the stacked parts make of x, rows of weights in order: the first row's number, and (tokens, rows)."""
         name = parts[0].name
         if name in self._held:
-            yield 0, self._held[name]
+            yield 0, product(x, self._held[name])
             return
         rows = parts[0].rows if len(parts) == 1 else StackedRows(tuple(part.rows for part in parts))
         height, width = row_count(rows.shape), rows.shape[-1]
         held = torch.empty(height, width, device=self._device) if 4 * height * width <= self._room else None
-        for start, chunk in read_ahead(rows, max(1, CHUNK_WEIGHTS // width)):
-            weights = torch.from_numpy(chunk).to(self._device)
-            if held is not None:
-                held[start : start + len(weights)] = weights
-            self._on_read(chunk.size)
-            yield start, weights
+        for start, chunk in self._read_products(x, rows, held):
+            self._on_read(chunk.shape[1] * width)
+            yield start, chunk
         if held is not None:
             self._room -= 4 * height * width
             self._held[name] = held
 
+    def _read_products(self, x: Tensor, rows: RowSource, held: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+        """As _products, of weights that are read meanwhile, and kept in held if there is one."""
+
+        def keep(start: int, weights: Tensor) -> Tensor:
+            if held is not None:
+                with torch.inference_mode():  # which workers are not in, and held was perhaps made in
+                    held[start : start + len(weights)] = weights
+            return weights
+
+        def read_product(start: int, stop: int) -> Tensor:
+            return product(x, keep(start, torch.from_numpy(rows.rows(start, stop))))
+
+        step = max(1, CHUNK_WEIGHTS // rows.shape[-1])
+        if self._device.type == "cpu":
+            try:
+                yield from ahead(read_product, row_count(rows.shape), step, lambda: torch.set_num_threads(1))
+            finally:
+                # The last number set holds for threads to come, too: back to this one's.
+                torch.set_num_threads(torch.get_num_threads())
+            return
+        # A device takes its work from one thread.
+        for start, chunk in read_ahead(rows, step):
+            yield start, product(x, keep(start, torch.from_numpy(chunk).to(self._device)))
+
+
+def product(x: Tensor, weights: Tensor) -> Tensor:
+    """The linear map of weights (outputs, inputs): x (tokens, inputs) -> (tokens, outputs).
+
+    In this order because MKL multiplies up to a sixth faster so, by a few hundred rows of weights.
+    """
+    with torch.inference_mode():
+        return (weights @ x.T).T
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on the calling thread alone: for what is done while workers keep all cores busy.
+
+    A thread of torch's that has to wait for its turn on a core keeps the others waiting for it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
 
 def read_ahead(rows: RowSource, height: int) -> Iterator[tuple[int, Floats]]:
     """All rows in chunks of height, in order, decoded on every core while the caller works on the one before."""
-    starts = iter(range(0, row_count(rows.shape), height))
-    workers = usable_cores()
-    with ThreadPoolExecutor(workers) as pool:
+    return ahead(rows.rows, row_count(rows.shape), height)
 
-        def submit(start: int) -> tuple[int, Future[Floats]]:
-            return start, pool.submit(rows.rows, start, min(start + height, row_count(rows.shape)))
+
+def ahead(
+    work: Callable[[int, int], Result], count: int, height: int, initializer: Callable[[], None] | None = None
+) -> Iterator[tuple[int, Result]]:
+    """What work makes of rows start to stop, for count rows in chunks of height: start and result, in order.
+
+    All cores work while the caller is busy with the result before. Every worker calls the initializer first.
+    """
+    starts = iter(range(0, count, height))
+    workers = usable_cores()
+    with ThreadPoolExecutor(workers, initializer=initializer) as pool:
+
+        def submit(start: int) -> tuple[int, Future[Result]]:
+            return start, pool.submit(work, start, min(start + height, count))
 
         waiting = deque(submit(start) for start in islice(starts, workers + 1))
         while waiting:
             start, future = waiting.popleft()
-            chunk = future.result()
+            result = future.result()
             waiting.extend(submit(start) for start in islice(starts, 1))
-            yield start, chunk
+            yield start, result
 
 
 def checked_device(name: str) -> torch.device:

@@ -112,25 +112,27 @@ def compare_runs(
 def run_both(source: Runner, file: Runner, index: int, states: States, passages: Sequence[Passage]) -> After:
     """One layer on both sides."""
     expected = run_layer_on(source, index, states.source, passages)
-    found, forced, start = [], [], 0
-    for batch in batches(passages):
-        stop = start + token_count(batch)
-        both = torch.cat([states.file[start:stop], states.source[start:stop]])
-        own, on_source = file.layer(index, both, [*stretches(file, batch), *stretches(file, batch)]).chunk(2)
+    own_memory, forced_memory = stretches(file, passages), stretches(file, passages)
+    found, forced = [], []
+    for group in batches(passages):
+        rows = slice(group[0].row, group[-1].row + group[-1].count)
+        both = torch.cat([states.file[rows], states.source[rows]])
+        memory = [*remembered(own_memory, group), *remembered(forced_memory, group)]
+        own, on_source = file.layer(index, both, memory).chunk(2)
         found.append(own)
         forced.append(on_source)
-        start = stop
     return After(expected, torch.cat(found), torch.cat(forced))
 
 
 def run_layer_on(runner: Runner, index: int, x: Tensor, passages: Sequence[Passage]) -> Tensor:
     """One layer of one side on the tokens of the passages: x (tokens, hidden) -> (tokens, hidden)."""
-    after, start = [], 0
-    for batch in batches(passages):
-        stop = start + token_count(batch)
-        after.append(runner.layer(index, x[start:stop], stretches(runner, batch)))
-        start = stop
-    return torch.cat(after)
+    memory = stretches(runner, passages)
+    return torch.cat(
+        [
+            runner.layer(index, x[group[0].row : group[-1].row + group[-1].count], remembered(memory, group))
+            for group in batches(passages)
+        ]
+    )
 
 
 def own_error(before: Tensor, expected: Tensor, found: Tensor) -> HiddenError:
@@ -162,21 +164,35 @@ def stretches(runner: Runner, passages: Sequence[Passage]) -> list[Stretch]:
     return [runner.settings.stretch(len(passage.ids)) for passage in passages]
 
 
-def token_count(passages: Sequence[Passage]) -> int:
-    """How many tokens the passages have."""
-    return sum(len(passage.ids) for passage in passages)
+@dataclass(frozen=True)
+class Piece:
+    """Some tokens of a passage that run together: which passage, their first row among all tokens, how many."""
+
+    passage: int
+    row: int
+    count: int
 
 
-def batches(passages: Sequence[Passage]) -> list[list[Passage]]:
-    """The passages in groups of at most MOST_TOKENS tokens, a longer one by itself."""
-    groups: list[list[Passage]] = []
-    room = 0
-    for passage in passages:
-        if len(passage.ids) > room:
-            groups.append([])
-            room = MOST_TOKENS
-        groups[-1].append(passage)
-        room -= len(passage.ids)
+def remembered(memory: Sequence[Stretch], pieces: Sequence[Piece]) -> list[Stretch]:
+    """For each piece what its passage remembers of the pieces before it."""
+    for piece in pieces:
+        memory[piece.passage].count = piece.count
+    return [memory[piece.passage] for piece in pieces]
+
+
+def batches(passages: Sequence[Passage]) -> list[list[Piece]]:
+    """The passages in groups of at most MOST_TOKENS tokens; only one that is longer is cut, into pieces of its own."""
+    groups: list[list[Piece]] = []
+    room = row = 0
+    for number, passage in enumerate(passages):
+        left = len(passage.ids)
+        while left:
+            if left > room:
+                groups.append([])
+                room = MOST_TOKENS
+            piece = Piece(number, row, min(left, room))
+            groups[-1].append(piece)
+            row, left, room = row + piece.count, left - piece.count, room - piece.count
     return groups
 
 

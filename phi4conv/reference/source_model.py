@@ -8,6 +8,7 @@ The folder is held to have been validated; see phi4conv.hf.config and phi4conv.p
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
@@ -45,9 +46,14 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 DEFAULT_THETA = 10000.0
 
-# Phi3Config reads the two early names as longrope.
+# Settings of layers that no Phi-4 has and model.py does not compute, with what they must be.
+ONLY: Mapping[str, Any] = MappingProxyType({"hidden_act": "silu", "attention_bias": False, "mlp_bias": False})
+
+# Phi3Config reads the two early names as longrope. "yarn" is not the method of that name: in the first Phi-3
+# configurations it stood for LongRoPE's two lists of factors with another attention factor.
+YARN = "yarn"
 LONGROPE_NAMES: Mapping[str, frozenset[str]] = MappingProxyType(
-    {PHI3: frozenset({"longrope", "su", "yarn"}), LLAMA: frozenset({"longrope"})}
+    {PHI3: frozenset({"longrope", "su", YARN}), LLAMA: frozenset({"longrope"})}
 )
 
 
@@ -125,10 +131,11 @@ def source_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
     """The shape of the model that a config.json describes, with transformers' defaults.
 
     Raises:
-        CheckpointError: It is neither Phi3ForCausalLM nor LlamaForCausalLM, or has rotary embeddings of another kind
-            than default and longrope.
+        CheckpointError: It is neither Phi3ForCausalLM nor LlamaForCausalLM, has another activation than silu, or
+            biases, or rotary embeddings of another kind than default and longrope.
     """
     kind = model_kind(config)
+    require_plain_layers(config)
     values = {**DEFAULTS[kind], **{key: value for key, value in config.items() if value is not None}}
     hidden_size, head_count = values["hidden_size"], values["num_attention_heads"]
     head_size = values.get("head_dim") or hidden_size // head_count
@@ -159,6 +166,23 @@ def model_kind(config: Mapping[str, Any]) -> str:
             )
         )
     return kind
+
+
+def require_plain_layers(config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError, with every setting that ONLY has otherwise."""
+    problems = [
+        Problem(
+            "phi4conv runs no model with this setting",
+            where=f"config.json: {key}",
+            expected=json.dumps(right),
+            found=json.dumps(config[key]),
+            next_step="give a checkpoint of Phi-3 or Phi-4",
+        )
+        for key, right in ONLY.items()
+        if config.get(key) not in (None, right)
+    ]
+    if problems:
+        raise CheckpointError(*problems)
 
 
 def source_rope(kind: str, config: Mapping[str, Any], values: Mapping[str, Any], head_size: int) -> Rope:
@@ -194,7 +218,7 @@ def source_rope(kind: str, config: Mapping[str, Any], values: Mapping[str, Any],
         original_context_length=original_length,
         short_factors=tuple(map(float, settings["short_factor"])),
         long_factors=tuple(map(float, settings["long_factor"])),
-        magnitude=attention_factor(settings, context_length, original_length),
+        magnitude=attention_factor(rope_type, settings, context_length, original_length),
     )
 
 
@@ -209,13 +233,25 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**outside, **group}.items() if value is not None}
 
 
-def attention_factor(settings: Mapping[str, Any], context_length: int, original_length: int) -> float:
+def attention_factor(
+    rope_type: str, settings: Mapping[str, Any], context_length: int, original_length: int
+) -> float:
     """What LongRoPE multiplies cosine and sine by (arXiv 2402.13753; _compute_longrope_parameters).
 
-    >>> round(attention_factor({}, 131072, 4096), 6)
-    1.190238
+    settings' factor counts in place of the lengths' ratio s. In the early spelling "yarn" it is 0.1 ln(s) + 1: the
+    formula that the first Phi-3 models were published with (Phi3YarnScaledRotaryEmbedding in their modeling_phi3.py)
+    and that llama.cpp's converter writes (conversion/phi.py). transformers 5 reads that spelling as longrope.
+
+    >>> round(attention_factor("longrope", {}, 131072, 4096), 6), round(attention_factor("yarn", {}, 131072, 4096), 6)
+    (1.190238, 1.346574)
     """
     if "attention_factor" in settings:
         return float(settings["attention_factor"])
-    factor = settings.get("factor", context_length / original_length)
-    return 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original_length))
+    ratio = context_length / original_length
+    stretch = ratio if rope_type == YARN else settings.get("factor", ratio)
+    # To a base of 1 there is no logarithm.
+    if stretch <= 1 or original_length == 1:
+        return 1.0
+    if rope_type == YARN:
+        return 0.1 * math.log(stretch) + 1
+    return math.sqrt(1 + math.log(stretch) / math.log(original_length))

@@ -112,19 +112,15 @@ def layer_finding(blamed: Blamed) -> Finding:
     culprits = blamed.culprits
     left = blamed.trials[culprits]
     names = listed(culprits, SHOWN_TENSORS)
-    mended = (
-        f"with the source's {names} it is right"
-        if left <= blamed.explained
-        else f"with the source's {names} it is off by {percent(left)}"
-    )
+    then = "right" if left <= blamed.explained else f"{percent(left)} off"
     return Finding(
         LAYER,
         Severity.FAIL,
         "unexplained",
-        f"layer {blamed.index} adds something else to the source's hidden state than the source's layer; {mended}",
+        f"layer {blamed.index} works differently from the source's; with the source's {names} it is {then}",
         where=", ".join(culprits),
-        expected=f"off by {percent(blamed.explained)} of what it adds at most, by its types",
-        actual=percent(blamed.error),
+        expected=f"what it adds is at most {percent(blamed.explained)} off, by its types",
+        actual=f"{percent(blamed.error)} off",
         advice=AGAIN,
     )
 

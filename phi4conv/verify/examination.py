@@ -6,11 +6,12 @@ The second reading of a layer comes out of the system's cache, for it follows th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from gguf.constants import Keys
 from torch import Tensor
 
 from phi4conv.arrays import Floats
@@ -59,6 +60,10 @@ class Outcome:
     llama_cpp: tuple[LogitFigures, LogitFigures] | None
     refusal: Problem | None
     bytes_read: int
+
+
+# Logits of llama.cpp's that are held at once, in float32: 1 GB, for Phi-4 some 2,500 positions.
+MOST_LOGITS = 1 << 28
 
 
 class Meter:
@@ -164,13 +169,35 @@ def examine(
     )
 
 
+def require_room(file: GGUFFile, passages: Sequence[Passage]) -> None:
+    """Refuse to ask llama.cpp for more logits than should be held in memory at once.
+
+    Raises:
+        EngineError: With what fits.
+    """
+    positions = sum(len(passage.scored) for passage in passages)
+    vocabulary = len(file.strings(Keys.Tokenizer.LIST))
+    most = MOST_LOGITS // max(1, vocabulary)
+    if positions > most:
+        raise EngineError(
+            Problem(
+                "llama.cpp would be asked for too many logits at once",
+                where="--runtime llama.cpp",
+                expected=f"at most {most:,} positions that are compared",
+                found=f"{positions:,}",
+                next_step=f"take --max-tokens {2 * most // 512 * 512}, of which one half is compared",
+            )
+        )
+
+
 def ask_llama_cpp(
-    file: GGUFFile, passages: Iterable[Passage], settings: RunSettings, progress: Progress
+    file: GGUFFile, passages: Sequence[Passage], settings: RunSettings, progress: Progress
 ) -> tuple[Floats | None, Problem | None]:
     """Real llama.cpp's logits at every scored position: float32 (positions, vocabulary), or why it refuses the file.
 
     It loads the whole file. Raises EngineError as examine does.
     """
+    require_room(file, passages)
     progress.note(f"asking llama.cpp, which loads the whole file ({file.file_size / 1e9:.1f} GB) ...")
     n_ctx = llama_context(settings.n_ctx) if settings.n_ctx else None
     with LlamaCpp() as llama:

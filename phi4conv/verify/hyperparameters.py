@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -11,8 +12,14 @@ import numpy as np
 from gguf.constants import Keys
 
 from phi4conv.check.model import Finding, Severity
-from phi4conv.gguf_file.layout import MetadataPair, f32, u32
-from phi4conv.reference.file_hyperparameters import HYPERPARAMETER_KEYS, hyperparameter_key
+from phi4conv.gguf_file.layout import GGUFFile, MetadataPair, f32, u32
+from phi4conv.reference.file_hyperparameters import (
+    HYPERPARAMETER_KEYS,
+    LLAMA3_FACTORS,
+    OTHER_KEYS,
+    hyperparameter_key,
+    stated_by,
+)
 from phi4conv.reference.hyperparameters import Hyperparameters
 
 WARN = Severity.WARN

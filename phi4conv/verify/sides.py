@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from phi4conv.check.container import REFUSED as REFUSED_LAYOUTS
 from phi4conv.check.model import Finding, Severity, listed
-from phi4conv.errors import FormatError, Problem
+from phi4conv.errors import CheckpointError, FormatError, Problem
 from phi4conv.gguf_file.edit import Change, with_metadata
 from phi4conv.gguf_file.layout import GGUFFile
 from phi4conv.gguf_file.read import read_gguf
 from phi4conv.hf.checkpoint import Checkpoint
 from phi4conv.hf.config import read_config
 from phi4conv.hf.json_file import read_json_object
+from phi4conv.phi3.tensors import HEAD as SAVED_HEAD
 from phi4conv.phi3.tensors import check_tensors
 from phi4conv.reference.file_hyperparameters import file_architecture
-from phi4conv.reference.file_model import file_model
+from phi4conv.reference.file_model import file_model, what_it_is
 from phi4conv.reference.file_problems import TensorProblem, file_problems, key_problems
-from phi4conv.reference.parts import EMBEDDING, HEAD, Model
+from phi4conv.reference.parts import EMBEDDING, HEAD, Model, Part
 from phi4conv.reference.source_model import source_model
+from phi4conv.rows import row_count
 from phi4conv.runnable import require_whole_model, type_reasons
 from phi4conv.verify.hyperparameters import AGAIN, differences, mending_key, source_pair
 from phi4conv.verify.thresholds import prevailing_type
@@ -27,6 +32,9 @@ from phi4conv.verify.thresholds import prevailing_type
 REFUSED = "llama.cpp refuses to load the file"
 METADATA_ID, HEAD_ID = "phi3/metadata", "phi3/head"
 WRONG_SHAPE = "wrong-shape"
+
+# Rows of a tied head that are held against the embedding's.
+TRIED_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,7 @@ def open_sides(folder: Path, path: Path) -> Sides:
     checkpoint = Checkpoint.open(folder)
     check_tensors(config, checkpoint.tensors)
     source = source_model(read_json_object(folder / "config.json"), checkpoint.tensors)
+    require_tied_head(source, checkpoint)
     file = read_gguf(path)
     require_whole_model(file)
     readable, found, findings = read_file_side(file, source)
@@ -86,13 +95,15 @@ def open_sides(folder: Path, path: Path) -> Sides:
         refused, found = True, as_source
         # What a wrong key alone makes wrong is right with the source's.
         findings += tensor_findings(misfits)
-    found, taken = completed(found, source)
+    complete, taken = completed(found, source, {finding.where for finding in findings})
+    findings += stand_in_findings(taken, found, source, findings)
+    findings += refused_layout(file)
     notes = []
     if refused:
         notes.append("as it is the file cannot run; to judge the rest it was run with what config.json says")
     if taken:
         notes.append(f"the source's took the place of what is missing or of another shape: {listed(taken)}")
-    return Sides(folder, file, checkpoint, with_head(source, found), found, tuple(findings), tuple(notes))
+    return Sides(folder, file, checkpoint, with_head(source, complete), complete, tuple(findings), tuple(notes))
 
 
 def read_file_side(file: GGUFFile, source: Model) -> tuple[GGUFFile, Model, list[Finding]]:
@@ -128,6 +139,46 @@ def unusable(problem: Problem, key: str, advice: str) -> Finding:
     return Finding(METADATA_ID, Severity.FAIL, "unusable", problem.what, key, *shown, advice=advice)
 
 
+def refused_layout(file: GGUFFile) -> Iterator[Finding]:
+    """A finding for each kind of flaw in where tensors lie, which llama.cpp refuses although nothing of it is lost."""
+    flaws = {flaw.code: flaw for flaw in reversed(file.defects) if flaw.code in REFUSED_LAYOUTS}
+    for code, flaw in flaws.items():
+        yield Finding(
+            f"container/{code}",
+            Severity.FAIL,
+            code,
+            f"{REFUSED}: {flaw.message}",
+            where=flaw.where,
+            advice="`phi4conv fix` writes the file anew",
+        )
+
+
+def require_tied_head(source: Model, checkpoint: Checkpoint) -> None:
+    """Refuse a folder that ties the head to the embedding and yet has a head of its own, which is another.
+
+    Raises:
+        CheckpointError: With the tensor.
+    """
+    rows, own = checkpoint.tensors.get(SAVED_HEAD), source.parts[EMBEDDING].rows
+    if rows is None or HEAD in source.parts:
+        return
+    height = row_count(own.shape)
+    step = max(1, height // TRIED_ROWS)
+    same = rows.shape == own.shape and all(
+        np.array_equal(rows.rows(row, row + 1), own.rows(row, row + 1), equal_nan=True)
+        for row in range(0, height, step)
+    )
+    if not same:
+        raise CheckpointError(
+            Problem(
+                "config.json ties the output to the embedding, but the checkpoint holds a different output",
+                where=SAVED_HEAD,
+                expected=f"the same weights as {source.parts[EMBEDDING].tensor}",
+                next_step='if the output is a layer of its own, set "tie_word_embeddings": false in config.json',
+            )
+        )
+
+
 def with_head(source: Model, found: Model) -> Model:
     """The source with its embedding as a head of its own where the file has one: the two must be equal."""
     if HEAD in source.parts or HEAD not in found.parts:
@@ -158,7 +209,7 @@ def tensor_findings(problems: Iterable[TensorProblem]) -> Iterator[Finding]:
             "phi3/tensors",
             Severity.FAIL,
             code,
-            REFUSED,
+            what_it_is(problem.tensor) if problem.expected is None else REFUSED,
             where=problem.tensor,
             expected=shape_text(problem.expected),
             actual=shape_text(problem.found),
@@ -175,23 +226,34 @@ def shape_text(shape: tuple[int, ...] | None) -> str:
     return "no such tensor" if shape is None else " x ".join(map(str, shape))
 
 
-def completed(found: Model, source: Model) -> tuple[Model, tuple[str, ...]]:
+def completed(found: Model, source: Model, told: Collection[str]) -> tuple[Model, tuple[str, ...]]:
     """The file's model with the source's part where its own is missing or of a shape that does not fit; their names.
 
-    A head may be missing, and embedding and head may have other numbers of rows: they run as they are.
+    A head may be missing, and embedding and head may have other numbers of rows: they run as they are, unless the
+    embedding has fewer rows than the file has tokens, and so is among the tensors of which something has been told.
     """
     taken = {
         name: part
         for name, part in source.parts.items()
-        if (name not in found.parts and name != HEAD) or (name in found.parts and unfit(found, name, part.shape))
+        if (unfit(found.parts[name], part.shape, told) if name in found.parts else name != HEAD)
     }
     return replace(found, parts={**found.parts, **taken}), tuple(taken)
 
 
-def unfit(found: Model, name: str, shape: tuple[int, ...]) -> bool:
+def unfit(own: Part, shape: tuple[int, ...], told: Collection[str]) -> bool:
     """Whether a part of the file cannot run in the place of one of the source's of this shape."""
-    own = found.parts[name].shape
-    return own[-1:] != shape[-1:] if name in {EMBEDDING, HEAD} else own != shape
+    if own.name in {EMBEDDING, HEAD}:
+        short = own.name == EMBEDDING and own.shape[0] < shape[0] and own.tensor in told
+        return short or len(own.shape) != len(shape) or own.shape[1:] != shape[1:]
+    return own.shape != shape
+
+
+def stand_in_findings(taken: Iterable[str], found: Model, source: Model, told: Sequence[Finding]) -> Iterator[Finding]:
+    """A finding for every part that the source stands in for, unless what is wrong with its tensor has been told."""
+    places = {finding.where for finding in told}
+    for own in (found.parts[name] for name in taken if name in found.parts):  # file_problems knows what is missing
+        if not any(own.tensor in where for where in places):
+            yield from tensor_findings([TensorProblem(own.tensor, source.parts[own.name].shape, own.shape)])
 
 
 def require_same_width(source: Model, found: Model, folder: Path, path: Path) -> None:
@@ -200,8 +262,9 @@ def require_same_width(source: Model, found: Model, folder: Path, path: Path) ->
     Raises:
         FormatError: Its hidden states are of another size.
     """
-    expected, width = source.hyperparameters.hidden_size, found.parts[EMBEDDING].shape[-1]
-    if width != expected:
+    embedding = found.parts.get(EMBEDDING)
+    expected = source.hyperparameters.hidden_size
+    if embedding is not None and (width := embedding.shape[-1]) != expected:
         raise FormatError(
             Problem(
                 "the file is of another model than the folder",

@@ -1,7 +1,7 @@
-"""How far a good file's answers may be from its source's, by the type that most of its layers' weights have.
+"""How far a good file's answers may be from its source's, by the types of its weights.
 
-The figures are measured, see docs/verify.md: some five times the divergence of good files, old and new mixes, for other
-models and texts differ.
+The figures are measured, see docs/verify.md: some five times the largest divergence of good files among several models,
+for other models and texts differ.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ class Thresholds:
 
 
 DEFAULTS: Mapping[GGMLQuantizationType, Thresholds] = {
-    TYPE.F32: Thresholds(0.001, 0.98),
-    TYPE.F16: Thresholds(0.001, 0.98),
-    TYPE.BF16: Thresholds(0.01, 0.97),
-    TYPE.Q8_0: Thresholds(0.02, 0.95),
-    TYPE.Q6_K: Thresholds(0.05, 0.92),
+    TYPE.F32: Thresholds(0.00001, 0.99),
+    TYPE.F16: Thresholds(0.0001, 0.98),
+    TYPE.BF16: Thresholds(0.001, 0.97),
+    TYPE.Q8_0: Thresholds(0.01, 0.95),
+    TYPE.Q6_K: Thresholds(0.03, 0.92),
     TYPE.Q5_K: Thresholds(0.1, 0.90),
     TYPE.Q5_1: Thresholds(0.1, 0.90),
-    TYPE.Q5_0: Thresholds(0.1, 0.90),
-    TYPE.Q4_K: Thresholds(0.2, 0.85),
-    TYPE.Q4_1: Thresholds(0.25, 0.85),
-    TYPE.Q4_0: Thresholds(0.3, 0.80),
-    TYPE.Q3_K: Thresholds(0.6, 0.75),
-    TYPE.Q2_K: Thresholds(1.5, 0.60),
+    TYPE.Q5_0: Thresholds(0.12, 0.90),
+    TYPE.Q4_K: Thresholds(0.3, 0.85),
+    TYPE.Q4_1: Thresholds(0.4, 0.80),
+    TYPE.Q4_0: Thresholds(0.4, 0.80),
+    TYPE.Q3_K: Thresholds(1.0, 0.75),
+    TYPE.Q2_K: Thresholds(2.0, 0.60),
 }
 
 
@@ -87,7 +87,10 @@ def default_thresholds(model: Model) -> Thresholds:
         max_kl = sum(count * DEFAULTS[qtype].max_kl for qtype, count in layers.items()) / total
         min_top1 = sum(count * DEFAULTS[qtype].min_top1 for qtype, count in layers.items()) / total
         parts.append(Thresholds(max_kl, min_top1))
-    return Thresholds(max(part.max_kl for part in parts), min(part.min_top1 for part in parts))
+    # Three digits are as many as people read; a limit of 0.00001 must not become 0.
+    return Thresholds(
+        float(f"{max(part.max_kl for part in parts):.3g}"), round(min(part.min_top1 for part in parts), 3)
+    )
 
 
 def matrices(model: Model) -> Iterator[Part]:

@@ -235,6 +235,7 @@ def test_every_kind_of_weights_is_good(compare: Compare, qtype: Type, kind: str)
     assert (error.verdict, error.suspects) == ("good", ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("qtype", K_QUANTS, ids=lambda each: each.name)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_importance_raises_no_alarm(compare: Compare, qtype: Type, family: str) -> None:
@@ -389,6 +390,7 @@ def damaged_block(qtype: Type, blocks: Bytes, number: int, damage: str) -> None:
         raise ValueError(damage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["zeroed", "random bytes", "random codes", "shifted codes", "codes off by one"])
 @pytest.mark.parametrize("qtype", QUANTIZED, ids=lambda each: each.name)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -426,6 +428,7 @@ def test_a_ruined_block_is_found_in_a_file_made_with_importance(compare: Compare
             assert [(region.first_row, region.last_row) for region in error.suspects] == [(7, 7)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("qtype", CODECS, ids=lambda each: each.name)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_replaced_by_its_neighbour_is_found(compare: Compare, qtype: Type, family: str) -> None:
@@ -449,6 +452,7 @@ def test_two_rows_swapped_are_found(compare: Compare, qtype: Type) -> None:
     assert error.suspect_weights > 1.9 * WIDTH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("qtype", CODECS, ids=lambda each: each.name)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_negated_tensor_corresponds_nowhere(compare: Compare, qtype: Type, family: str) -> None:
@@ -460,6 +464,7 @@ def test_a_negated_tensor_corresponds_nowhere(compare: Compare, qtype: Type, fam
     assert error.cosine < -0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("qtype", CODECS, ids=lambda each: each.name)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("factor", [0.5, 0.95, 1.05, 1.1, 2.0])
@@ -586,6 +591,7 @@ def test_more_bad_rows_than_are_judged_are_all_told(compare: Compare) -> None:
     assert error.suspect_weights == 700 * 256
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     qtype=st.sampled_from(QUANTIZED),
