@@ -7,7 +7,6 @@ several turns, and speed: a big model's weights are decoded anew for every token
 from __future__ import annotations
 
 import codecs
-import importlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,14 +14,22 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phi4conv.errors import EngineError, Phi4ConvError, Problem
+from phi4conv.errors import Phi4ConvError, Problem
 from phi4conv.gguf_file.read import read_gguf
+from phi4conv.machine import available_memory
 from phi4conv.progress import Progress
 from phi4conv.reference.detokenize import HIDDEN
 from phi4conv.reference.file_prompt import chat_ids, plain_ids
 from phi4conv.reference.parts import Model
 from phi4conv.reference.tokenizer import FileTokenizer, file_tokenizer
-from phi4conv.runnable import require_whole_model, runnable_model, stored_bytes
+from phi4conv.runnable import (
+    is_out_of_memory,
+    out_of_memory,
+    require_torch,
+    require_whole_model,
+    runnable_model,
+    stored_bytes,
+)
 
 if TYPE_CHECKING:
     from phi4conv.reference.generate import Pace
@@ -31,8 +38,6 @@ if TYPE_CHECKING:
 # Decoded weights that may stay in memory, and how much of what the machine has free they may take.
 MOST_HELD_BYTES = 2 << 30
 HELD_SHARE = 0.5
-# How much is free where the system does not say.
-ASSUMED_MEMORY = 1 << 30
 
 # From how many seconds on people are told of them first.
 LONG = 20.0
@@ -117,21 +122,6 @@ def run(path: Path, options: RunOptions, progress: Progress, show: Callable[[str
         if is_out_of_memory(error):
             raise out_of_memory(options.device) from error
         raise
-
-
-def require_torch() -> None:
-    """Raise EngineError where torch is not installed, or does not start."""
-    try:
-        importlib.import_module("torch")
-    except (ImportError, OSError) as error:  # OSError: a library that torch needs is missing
-        raise EngineError(
-            Problem(
-                "torch cannot be loaded, and the reference path computes with it",
-                expected="torch 2.4 or later",
-                found=" ".join(str(error).split()),
-                next_step="pip install 'phi4conv[torch]'",
-            )
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -284,21 +274,6 @@ def held_bytes(model: Model, free: int) -> int:
     return needed if needed <= room else 0
 
 
-def available_memory() -> int:
-    """Bytes that programs may still take, as Linux tells them; elsewhere ASSUMED_MEMORY."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return ASSUMED_MEMORY
-    limits = [Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current")]
-    try:  # what a container's limit leaves
-        most, used = (int(path.read_text(encoding="ascii")) for path in limits)
-    except (OSError, ValueError):  # there is none, or it says "max"
-        return free
-    return min(free, max(0, most - used))
-
-
 def ending_of(token: int, speech: Speech) -> Ending:
     """Why generation stopped after its last token."""
     if token in speech.tokenizer.vocab.end_of_generation:
@@ -334,20 +309,3 @@ class TextSoFar:
         if text:
             self.shown.append(text)
             self.show(text)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch means that memory is short: on the CPU it has no class of its own for that."""
-    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
-
-
-def out_of_memory(device: str) -> EngineError:
-    """The error for a run that does not fit."""
-    return EngineError(
-        Problem(
-            "out of memory",
-            where=f"--device {device}",
-            next_step="close other programs, or shorten the prompt"
-            + ("" if device == "cpu" else "; or leave --device out to run on the CPU"),
-        )
-    )

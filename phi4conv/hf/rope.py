@@ -105,8 +105,9 @@ def read_long_rope(
         read_factors(fields, values, key, dimension_count // 2) for key in ("short_factor", "long_factor")
     )
     scale = context_length / original_context_length
-    if kind != "yarn":  # whose published code knew the lengths alone
-        scale = fields.number_in(values, "factor", default=scale) if context_length else scale
+    # transformers takes a factor in place of the lengths' ratio; the code published with "yarn" knew the lengths alone.
+    if kind != "yarn" and values.get("factor") is not None:
+        scale = fields.number_in(values, "factor")
     default = default_attention_factor(kind, scale, original_context_length)
     return LongRope(short_factors, long_factors, fields.number_in(values, "attention_factor", default=default))
 

@@ -233,9 +233,7 @@ def rope_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in {**outside, **group}.items() if value is not None}
 
 
-def attention_factor(
-    rope_type: str, settings: Mapping[str, Any], context_length: int, original_length: int
-) -> float:
+def attention_factor(rope_type: str, settings: Mapping[str, Any], context_length: int, original_length: int) -> float:
     """What LongRoPE multiplies cosine and sine by (arXiv 2402.13753; _compute_longrope_parameters).
 
     settings' factor counts in place of the lengths' ratio s. In the early spelling "yarn" it is 0.1 ln(s) + 1: the

@@ -86,6 +86,8 @@ class Expectation:
         found_rmse: Root mean square of the file's errors in the same rows.
         identical: Whether the file has the very bytes of that encoding, that is llama.cpp's without an importance
             matrix; None where its bytes cannot be seen.
+        moved: The share of the file's codes in these rows that are not the nearest to their weights; None for types
+            whose encoder in ggml does not always take those. With an importance matrix, too, it is 0.
     """
 
     basis: Literal["encoded", "typical", "none"]
@@ -95,6 +97,7 @@ class Expectation:
     slope: float = 1.0
     found_rmse: float = 0.0
     identical: bool | None = None
+    moved: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def find_suspects(found: RowSource, expected: RowSource, qtype: TYPE, screen: Sc
     sample = judged(found, expected, qtype, spread_rows(len(screen.broken), sample_rows))
     if sample is None:
         return Evidence(Expectation("none"), *regions(broken))
-    expectation = expectation_of(sample.judgement, CODECS[qtype].block_weights)
+    expectation = expectation_of(sample.judgement, qtype)
     if corresponds_nowhere(sample.judgement, CODECS[qtype].block_weights):
         return Evidence(expectation, *regions([*broken, *suspect_blocks(sample, width)]), everywhere=True)
     strength = strengths(screen, sample.judgement)
@@ -203,9 +206,10 @@ def stored_rows(source: RowSource, rows: Rows) -> Bytes | None:
     return np.concatenate([source.stored(int(row), int(row) + 1) for row in rows])
 
 
-def expectation_of(sample: Judgement, block: int) -> Expectation:
-    """What the sampled rows, encoded by phi4conv, say of a type of so many weights a block."""
-    weights = max(1, block * int(sample.finite.sum()))
+def expectation_of(sample: Judgement, qtype: TYPE) -> Expectation:
+    """What the sampled rows, encoded by phi4conv, say of their type."""
+    weights = max(1, CODECS[qtype].block_weights * int(sample.finite.sum()))
+    moved = max(0.0, float((sample.moved - sample.own_moved).sum())) / weights
     noise, signal = float(sample.own_noise.sum()), float(sample.signal.sum())
     return Expectation(
         "encoded",
@@ -215,6 +219,7 @@ def expectation_of(sample: Judgement, block: int) -> Expectation:
         slope=float(sample.own_product.sum()) / signal if signal > 0 else 1.0,
         found_rmse=math.sqrt(float(sample.noise.sum()) / weights),
         identical=None if sample.identical is None else bool(sample.identical.all()),
+        moved=moved if CODES[qtype].nearest and sample.identical is not None else None,
     )
 
 

@@ -16,7 +16,7 @@ from phi4conv.check.model import Finding, Severity, worst
 from phi4conv.errors import FormatError, Problem
 from phi4conv.machine import peak_memory
 from phi4conv.progress import Progress, Silent
-from phi4conv.run import require_torch
+from phi4conv.runnable import require_torch
 from phi4conv.verify.prompts import PromptOptions, PromptReading, read_windows
 from phi4conv.verify.sides import Sides, open_sides
 from phi4conv.verify.thresholds import Thresholds, default_thresholds

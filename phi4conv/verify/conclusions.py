@@ -23,6 +23,10 @@ LAYER, ANSWERS, LLAMA_CPP = "verify/layer", "verify/answers", "verify/llama-cpp"
 SHOWN_TENSORS = 3
 
 
+# The share of codes, among those of a tensor that were looked at, that may be moved: of ggml's own none are.
+MOVED = 0.002
+
+
 class Roots:
     """Root findings, each with the tensors that it is about, and what is found to follow from them."""
 
@@ -73,6 +77,9 @@ def conclude(sides: Sides, asked: Sequence[Finding], outcome: Outcome, threshold
         # What a tensor of another shape holds explains the shape, and is no other defect.
         place = roots.follow if misshapen.issuperset(recognition.tensors) else roots.add
         place(weight_finding(recognition), recognition.tensors)
+    if not recognized:
+        for finding in moved_codes(outcome.tensors):
+            roots.add(finding)
     for blamed in outcome.blamed:
         roots.follow(layer_finding(blamed), blamed.culprits)
     # What is missing or cannot be used was run as the source has it, and is no cause.
@@ -91,6 +98,26 @@ def recognitions(sides: Sides, errors: Sequence[PartError]) -> Sequence[Recognit
     """What happened to the tensors that do not hold the source's weights."""
     suspects = tuple(dict.fromkeys(error.tensor for error in errors if not error.good))
     return recognize_all(suspects, sides.found, sides.source) if suspects else ()
+
+
+def moved_codes(errors: Sequence[PartError]) -> Iterator[Finding]:
+    """A warning where most matrices have codes that no encoder of ggml's gives for these weights."""
+    shares = {error.tensor: error.expectation.moved for error in errors if error.expectation.moved is not None}
+    moved = {tensor: share for tensor, share in shares.items() if share > MOVED}
+    if moved and 2 * len(moved) > len(shares):
+        most = max(moved.values())
+        yield Finding(
+            "weights/moved-codes",
+            Severity.WARN,
+            "moved-codes",
+            f"in {len(moved)} of {len(shares)} quantized tensors codes are not the nearest to the source's weights, up to "
+            f"{percent(most)} of them, as llama.cpp's are with any importance matrix: the file was made from other "
+            "weights (another checkpoint or training step, a quantized file), or by a tool that adjusts codes",
+            where=listed(moved, SHOWN_TENSORS),
+            expected="the nearest codes",
+            actual=f"up to {percent(most)} others",
+            advice="see that the folder is the one that the file was made from",
+        )
 
 
 def weight_finding(recognition: Recognition) -> Finding:

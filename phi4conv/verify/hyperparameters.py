@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -85,37 +85,72 @@ NONE_AS_SETTING: Mapping[str, str] = {"sliding_window": "0"}
 
 
 def differences(
-    file: Hyperparameters, source: Hyperparameters, architecture: str, *, tensors_fit: bool = True
+    file: Hyperparameters,
+    source: Hyperparameters,
+    architecture: str,
+    *,
+    stated_in: GGUFFile | None = None,
+    tensors_fit: bool = True,
 ) -> Iterator[Finding]:
     """A finding for every value that differs; where is the metadata key, or the tensor of LongRoPE factors.
 
+    stated_in: The GGUF from which file was read: of several keys for one value the one that is there is blamed.
     tensors_fit: Whether the file's tensors have the shapes of the source's: then another value mends the file, while
     tensors that were made for a wrong one have to be made again.
     """
+    told: set[str] = set()
     for field in (*FIELDS, original_length(source)):
         stated, right = attrgetter(field.name)(file), attrgetter(field.name)(source)
         if (field.name == "head_size" and follows(file, source)) or same(stated, right):
             continue
+        usual = hyperparameter_key(field.name, architecture)
+        where = usual if stated_in is None else stated_by(field.name, stated_in)
+        if where in told:  # a llama file has the same factors for every length
+            continue
+        told.add(where)
+        severity, meaning = weight_of(field, where, stated, right)
+        made_for_it = field.name in SIZES and not tensors_fit
         yield Finding(
             id=field.id,
-            severity=field.severity,
+            severity=severity,
             code="wrong",
-            message=field.meaning,
-            where=hyperparameter_key(field.name, architecture),
+            message=meaning,
+            where=where,
             expected=shown(in_file(field.name, right)),
             actual=shown(in_file(field.name, stated)),
-            advice=AGAIN if field.name in SIZES and not tensors_fit else mending(field.name, right, architecture),
+            advice=AGAIN if made_for_it else mending(field.name, right, architecture, where),
         )
+
+
+def weight_of(field: Field, where: str, stated: Any, right: Any) -> tuple[Severity, str]:
+    """How much a difference matters, and what it does."""
+    if field.name.endswith("_factors") and same(effective(stated), effective(right)):
+        return Severity.INFO, "factors of 1 change nothing"
+    if where == LLAMA3_FACTORS:
+        return field.severity, "positions turn at other frequencies"
+    return field.severity, field.meaning
+
+
+def effective(factors: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """Factors by what they do: to divide by 1 is to leave as it is.
+
+    >>> effective((1.0, 1.0)), effective((1.0, 2.0))
+    (None, (1.0, 2.0))
+    """
+    return None if factors is None or all(factor == 1 for factor in factors) else factors
 
 
 def in_file(name: str, value: Any) -> Any:
     """A value as the file's key states it: llama.cpp's factor is the inverse of what positions are multiplied by."""
-    return 1 / value if name == "rope.position_scale" and value else value
+    if name != "rope.position_scale":
+        return value
+    return 1 / value if value else math.inf
 
 
-def mending(name: str, right: Any, architecture: str) -> str:
-    """What gives a file the right value."""
-    key = hyperparameter_key(name, architecture)
+def mending(name: str, right: Any, architecture: str, where: str = "") -> str:
+    """What gives a file the right value; where is what it has for it, if that may be another key than the usual one."""
+    usual = hyperparameter_key(name, architecture)
+    key = usual if name == "head_size" else where or usual
     if key.endswith(".weight"):
         return AGAIN
     # llama.cpp wants both halves of a head's description, or none.
@@ -148,7 +183,8 @@ def field_of(key: str, architecture: str) -> str | None:
     >>> field_of("phi3.rope.freq_base", "phi3"), field_of("general.name", "phi3")
     ('rope.base', None)
     """
-    return next((name for name in HYPERPARAMETER_KEYS if hyperparameter_key(name, architecture) == key), None)
+    patterns = (*HYPERPARAMETER_KEYS.items(), *OTHER_KEYS.items())
+    return next((name for name, pattern in patterns if pattern.format(arch=architecture) == key), None)
 
 
 def follows(file: Hyperparameters, source: Hyperparameters) -> bool:
@@ -160,8 +196,8 @@ def follows(file: Hyperparameters, source: Hyperparameters) -> bool:
 def original_length(source: Hyperparameters) -> Field:
     """The original context length matters to LongRoPE alone, whose factors are chosen by it."""
     name = "rope.original_context_length"
-    if source.rope.long_factors is None:
-        return Field(name, ORIGINAL_LENGTH, "without LongRoPE nothing depends on it", Severity.INFO)
+    if same(effective(source.rope.short_factors), effective(source.rope.long_factors)):
+        return Field(name, ORIGINAL_LENGTH, "short and long contexts have no different factors", Severity.INFO)
     return Field(name, ORIGINAL_LENGTH, "LongRoPE changes from its short to its long factors elsewhere")
 
 
@@ -173,7 +209,8 @@ def same(stated: Any, right: Any) -> bool:
     """
     if stated is None or right is None:
         return stated is right
-    left, other = np.atleast_1d(np.float32(stated)), np.atleast_1d(np.float32(right))
+    with np.errstate(over="ignore"):  # the inverse of a tiny factor is infinite in float32
+        left, other = np.atleast_1d(np.float32(stated)), np.atleast_1d(np.float32(right))
     return left.shape == other.shape and bool(np.all(left == other))
 
 

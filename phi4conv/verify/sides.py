@@ -21,7 +21,7 @@ from phi4conv.phi3.tensors import HEAD as SAVED_HEAD
 from phi4conv.phi3.tensors import check_tensors
 from phi4conv.reference.file_hyperparameters import file_architecture
 from phi4conv.reference.file_model import file_model, what_it_is
-from phi4conv.reference.file_problems import TensorProblem, file_problems, key_problems
+from phi4conv.reference.file_problems import TensorProblem, file_problems, key_problems, type_problems
 from phi4conv.reference.parts import EMBEDDING, HEAD, Model, Part
 from phi4conv.reference.source_model import source_model
 from phi4conv.rows import row_count
@@ -87,7 +87,11 @@ def open_sides(folder: Path, path: Path) -> Sides:
     as_source = file_model(readable, source.hyperparameters, strict=False)
     misfits = file_problems(readable, as_source)
     findings += differences(
-        found.hyperparameters, source.hyperparameters, file.architecture or "", tensors_fit=not misfits
+        found.hyperparameters,
+        source.hyperparameters,
+        file.architecture or "",
+        stated_in=readable,
+        tensors_fit=not misfits,
     )
     findings += head_findings(source, found)
     refused = bool(findings and findings[0].id == METADATA_ID)
@@ -98,6 +102,7 @@ def open_sides(folder: Path, path: Path) -> Sides:
     complete, taken = completed(found, source, {finding.where for finding in findings})
     findings += stand_in_findings(taken, found, source, findings)
     findings += refused_layout(file)
+    findings += refused_types(readable, found)
     notes = []
     if refused:
         notes.append("as it is the file cannot run; to judge the rest it was run with what config.json says")
@@ -150,6 +155,21 @@ def refused_layout(file: GGUFFile) -> Iterator[Finding]:
             f"{REFUSED}: {flaw.message}",
             where=flaw.where,
             advice="`phi4conv fix` writes the file anew",
+        )
+
+
+def refused_types(file: GGUFFile, found: Model) -> Iterator[Finding]:
+    """A finding for each vector of a type that llama.cpp cannot compute with, although it holds the right weights."""
+    for problem in type_problems(file, found):
+        yield Finding(
+            "phi3/vector-types",
+            Severity.FAIL,
+            "wrong-type",
+            "llama.cpp loads the file and then stops with an assertion: it computes with F32 here",
+            where=problem.tensor,
+            expected=problem.expected.name,
+            actual=problem.found.name,
+            advice=AGAIN,
         )
 
 

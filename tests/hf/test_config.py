@@ -130,6 +130,19 @@ def test_an_explicit_attention_factor_wins() -> None:
     assert config.rope.long_rope.attention_factor == 1.25
 
 
+def test_a_factor_stands_in_for_the_ratio_of_the_lengths() -> None:
+    """As transformers' _compute_longrope_parameters has it; the lengths' ratio would be 32."""
+    scaling = {"type": "longrope", "short_factor": [1] * 48, "long_factor": [1] * 48, "factor": 16}
+    config = parse_config(changed(**LONGROPE, rope_scaling=scaling))
+    assert config.rope.long_rope is not None
+    assert config.rope.long_rope.attention_factor == pytest.approx(math.sqrt(1 + math.log(16) / math.log(4096)))
+    early = parse_config(changed(**LONGROPE, rope_scaling=scaling | {"type": "yarn"}))
+    assert early.rope.long_rope is not None
+    assert early.rope.long_rope.attention_factor == pytest.approx(0.1 * math.log(32) + 1)
+    (problem,) = problems(changed(**LONGROPE, rope_scaling=scaling | {"factor": "16"}))
+    assert "factor is not usable" in problem
+
+
 @pytest.mark.parametrize("count", [0, 47, 64])
 def test_a_wrong_number_of_factors_is_refused(count: int) -> None:
     scaling = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.0] * count}

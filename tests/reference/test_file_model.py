@@ -19,7 +19,7 @@ from phi4conv.gguf_file.layout import f32, text, u32
 from phi4conv.gguf_file.read import read_gguf
 from phi4conv.gguf_file.rows import gguf_rows
 from phi4conv.quant import CODECS
-from phi4conv.reference.file_hyperparameters import HYPERPARAMETER_KEYS, hyperparameter_key
+from phi4conv.reference.file_hyperparameters import HYPERPARAMETER_KEYS, hyperparameter_key, stated_by
 from phi4conv.reference.file_model import file_hyperparameters, file_model
 from phi4conv.reference.file_problems import file_problems, key_problems
 from phi4conv.reference.hyperparameters import Hyperparameters, Rope
@@ -238,6 +238,44 @@ def test_every_field_has_its_key() -> None:
     absent = {"head_size", "rope.position_scale"}  # a file says nothing where the default is meant
     for field in fields - {"rope"} - absent:
         assert hyperparameter_key(field, "phi3") in {*pairs, *tensors}, field
+
+
+# A field, the file's kind and what it has besides, and what states the field there.
+STATED: Mapping[str, tuple[str, str, Change, str]] = {
+    "no key": ("rope.position_scale", "F32", lambda file: file, "phi3.rope.scaling.factor"),
+    "old key": (
+        "rope.position_scale",
+        "F32",
+        lambda file: file.with_pairs(f32("phi3.rope.scale_linear", 4)),
+        "phi3.rope.scale_linear",
+    ),
+    "both keys": (
+        "rope.position_scale",
+        "F32",
+        lambda file: file.with_pairs(f32("phi3.rope.scale_linear", 4), f32("phi3.rope.scaling.factor", 2)),
+        "phi3.rope.scaling.factor",
+    ),
+    "values alone": (
+        "head_size",
+        "F32",
+        lambda file: file.with_pairs(u32("phi3.attention.value_length", 32)),
+        "phi3.attention.value_length",
+    ),
+    "llama without factors": ("rope.long_factors", "llama F32", lambda file: file, "rope_factors_long.weight"),
+    "factors of llama": (
+        "rope.long_factors",
+        "llama F32",
+        lambda file: file.with_tensor("rope_freqs.weight", random_factors(16)),
+        "rope_freqs.weight",
+    ),
+    "factors": ("rope.short_factors", "mini F32", lambda file: file, "rope_factors_short.weight"),
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_what_states_a_field_is_what_the_file_has(tmp_path: Path, name: str) -> None:
+    field, kind, change, expected = STATED[name]
+    assert stated_by(field, read_gguf(written(change(good(kind)), tmp_path))) == expected
 
 
 def test_every_part_is_there_and_knows_its_tensor() -> None:

@@ -16,14 +16,22 @@ from changed_models import (
     random_tensor,
     written,
 )
-from gguf import GGUFValueType
+from gguf import GGMLQuantizationType, GGUFValueType
+from good_files import good_file
 from weight_files import encoded
 
 from phi4conv.errors import FormatError
 from phi4conv.gguf_file.layout import MetadataPair, f32, text, u32
 from phi4conv.gguf_file.read import read_gguf
 from phi4conv.reference.file_model import file_hyperparameters, file_model
-from phi4conv.reference.file_problems import KeyProblem, TensorProblem, file_problems, key_problems
+from phi4conv.reference.file_problems import (
+    KeyProblem,
+    TensorProblem,
+    TypeProblem,
+    file_problems,
+    key_problems,
+    type_problems,
+)
 from phi4conv.reference.llama_cpp import LlamaCpp
 from phi4conv.reference.llama_metadata import RefusedByLlamaCpp
 
@@ -45,6 +53,7 @@ REFUSED: Mapping[str, Change] = {
     "dimension_count": lambda file: file.with_pairs(f32("phi3.rope.dimension_count", 32.0)),
     "head_count_kv": lambda file: file.with_pairs(i32_array("phi3.attention.head_count_kv", [2] * 3)),
     "value_length": lambda file: file.with_pairs(u32("phi3.attention.value_length", 16)),
+    "key_length": lambda file: file.with_pairs(u32("phi3.attention.key_length", 64)),
     "scaling.type": lambda file: file.with_pairs(text("phi3.rope.scaling.type", "su")),
 }
 
@@ -160,6 +169,37 @@ def test_a_norm_of_two_dimensions_is_the_same_to_llama_cpp(tmp_path: Path, llama
     file = read_gguf(path)
     assert file_problems(file, file_model(file)) == ()
     llama.load(path)
+
+
+# Vectors that llama.cpp loads and cannot compute with: kind of file, tensor, type.
+TYPE_FAULTS = [
+    ("F32", "blk.1.attn_norm.weight", "F16"),
+    ("F32", "blk.3.ffn_norm.weight", "BF16"),
+    ("F32", "output_norm.weight", "Q8_0"),
+    ("llama F32", "output_norm.weight", "F16"),
+    ("mini F32", "rope_factors_short.weight", "F16"),
+    ("mini F32", "rope_factors_long.weight", "BF16"),
+    ("llama F32", "rope_freqs.weight", "F16"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "qtype"), TYPE_FAULTS)
+def test_vectors_of_a_type_that_llama_cpp_dies_of_are_listed(
+    tmp_path: Path, llama: LlamaCpp, kind: str, name: str, qtype: str
+) -> None:
+    file = good(kind)
+    vector = file.tensors.get(name, random_factors(16))
+    bad = GGMLQuantizationType[qtype]
+    path = written(file.with_tensor(name, encoded(vector.values, vector.shape, bad)), tmp_path)
+    found = read_gguf(path)
+    assert type_problems(found, file_model(found)) == (TypeProblem(name, F32, bad),)
+    assert_does_not_run(llama, path)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K_M", "F16", "BF16", "mini Q8_0", "llama Q8_0"])
+def test_good_files_have_vectors_that_llama_cpp_computes_with(kind: str) -> None:
+    file = read_gguf(good_file(kind).path)
+    assert type_problems(file, file_model(file)) == ()
 
 
 KEY_FAULTS: Mapping[str, Change] = {

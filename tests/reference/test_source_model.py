@@ -16,6 +16,7 @@ from model_runs import logits_of, model_of_folder, relative_error
 from phi4conv.arrays import Floats
 from phi4conv.errors import CheckpointError
 from phi4conv.hf.checkpoint import Checkpoint
+from phi4conv.hf.config import parse_config
 from phi4conv.reference.hyperparameters import Hyperparameters, Rope
 from phi4conv.reference.parts import LAYER_PARTS
 from phi4conv.reference.source_model import source_hyperparameters, source_model
@@ -198,6 +199,53 @@ def test_an_explicit_attention_factor_counts(group: str) -> None:
     factors = [1.0] * 16
     settings = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, "attention_factor": 1.5}
     assert source_hyperparameters(config_of(TINY) | {group: settings}).rope.magnitude == 1.5
+
+
+def longrope_of(rope_type: str, **settings: Any) -> dict[str, Any]:
+    """The tiny checkpoint's config.json with LongRoPE: a context of 4096 tokens, 128 of them original."""
+    factors = {"short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+    lengths = {"max_position_embeddings": 4096, "original_max_position_embeddings": 128}
+    # transformers 5 finds the original length of "su" within the group alone.
+    original = {"original_max_position_embeddings": 128}
+    return config_of(TINY) | lengths | {"rope_scaling": {"type": rope_type, **factors, **original, **settings}}
+
+
+LONGROPE_SETTINGS: list[dict[str, Any]] = [{}, {"factor": 8.0}, {"factor": 0.5}, {"factor": 8, "attention_factor": 1.5}]
+
+
+@pytest.mark.parametrize("rope_type", ["longrope", "su"])
+@pytest.mark.parametrize("settings", LONGROPE_SETTINGS)
+def test_the_attention_factor_is_transformers_and_the_converters(rope_type: str, settings: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers", reason="the comparison needs transformers")
+    config = longrope_of(rope_type, **settings)
+    expected = transformers.AutoModelForCausalLM.from_config(transformers.Phi3Config(**json.loads(json.dumps(config))))
+    found = source_hyperparameters(config).rope
+    assert_same_rope(found, expected.model.rotary_emb)
+    converted = parse_config(config).rope.long_rope
+    assert converted is not None
+    assert converted.attention_factor == found.magnitude
+
+
+@pytest.mark.parametrize("settings", LONGROPE_SETTINGS)
+def test_the_early_spelling_yarn_has_the_attention_factor_that_it_was_published_with(settings: dict[str, Any]) -> None:
+    config = longrope_of("yarn", **settings)
+    found = source_hyperparameters(config).rope
+    assert found.magnitude == pytest.approx(settings.get("attention_factor", 0.1 * np.log(32) + 1))
+    converted = parse_config(config).rope.long_rope
+    assert converted is not None
+    assert converted.attention_factor == pytest.approx(found.magnitude)
+
+
+def test_an_original_context_of_one_token_has_no_attention_factor() -> None:
+    config = longrope_of("longrope") | {"original_max_position_embeddings": 1}
+    assert source_hyperparameters(config).rope.magnitude == 1.0
+
+
+@pytest.mark.parametrize(("key", "value"), [("hidden_act", "gelu"), ("attention_bias", True), ("mlp_bias", True)])
+def test_layers_of_another_kind_are_refused_by_the_setting(key: str, value: Any) -> None:
+    with pytest.raises(CheckpointError) as error:
+        source_hyperparameters(config_of(TINY) | {key: value})
+    assert error.value.problems[0].where == f"config.json: {key}"
 
 
 @pytest.mark.parametrize("rope_type", ["yarn", "linear", "llama3"])

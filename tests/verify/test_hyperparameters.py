@@ -8,18 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
-from gguf import GGUFValueType, Keys
-from good_files import good_file
+from gguf import GGMLQuantizationType, GGUFValueType, Keys
+from good_files import good_file, good_weights
 from model_runs import model_of_folder
 from vocabulary_files import with_changes
+from weight_files import WeightFile, encoded, write_weight_file
 
 from phi4conv.carried import phi4_vocabulary
 from phi4conv.check.model import Finding, Severity
 from phi4conv.cli.fix import fix
 from phi4conv.gguf_file.layout import MetadataPair, f32, text, u32
 from phi4conv.gguf_file.read import read_gguf
+from phi4conv.reference.file_hyperparameters import file_hyperparameters
 from phi4conv.reference.hyperparameters import Hyperparameters
 from phi4conv.settings import parse_setting
 from phi4conv.verify.hyperparameters import (
@@ -119,6 +122,51 @@ def test_the_original_context_length_matters_with_longrope_alone(
         assert (finding.where, finding.severity) == (ORIGINAL, severity)
 
 
+def test_factors_of_1_are_no_defect(shape: Hyperparameters) -> None:
+    ones = (1.0,) * 16
+    idle = replace(shape, rope=replace(shape.rope, short_factors=ones, long_factors=ones, original_context_length=7))
+    for stated, right in ((idle, shape), (shape, idle)):
+        found = list(differences(stated, right, "phi3"))
+        assert [finding.id for finding in found] == ["phi3/rope-factors"] * 2 + ["phi3/rope-original-context-length"]
+        assert {finding.severity for finding in found} == {Severity.INFO}
+    turned = replace(idle, rope=replace(idle.rope, long_factors=(1.0,) * 15 + (2.0,)))
+    severities = [finding.severity for finding in differences(turned, shape, "phi3")]
+    assert severities == [Severity.INFO, Severity.FAIL, Severity.INFO]
+
+
+def found_in(file: WeightFile, tmp_path: Path, right: Hyperparameters) -> list[Finding]:
+    """The differences of a file from right."""
+    written = read_gguf(write_weight_file(tmp_path / "wrong.gguf", file.pairs.values(), file.tensors))
+    stated = file_hyperparameters(written)
+    return list(differences(stated, right, written.architecture or "", stated_in=written))
+
+
+def test_the_old_key_of_the_scaling_factor_is_blamed_where_it_is_the_one(
+    tmp_path: Path, shape: Hyperparameters
+) -> None:
+    old = "phi3.rope.scale_linear"
+    (finding,) = found_in(good_weights("F32").with_pairs(f32(old, 4)), tmp_path, shape)
+    assert (finding.where, finding.expected, finding.actual) == (old, "1", "4")
+    assert advised(finding) == [f"{old}=1"]
+    assert source_pair(old, shape, "phi3") == f32(old, 1)
+
+
+def test_the_factors_of_a_llama_file_are_one_finding(tmp_path: Path, shape: Hyperparameters) -> None:
+    factors = encoded(np.linspace(1, 8, 16, dtype=np.float32), (16,), GGMLQuantizationType.F32)
+    (finding,) = found_in(good_weights("llama F32").with_tensor("rope_freqs.weight", factors), tmp_path, shape)
+    assert (finding.where, finding.severity, finding.expected) == ("rope_freqs.weight", Severity.FAIL, "none")
+    assert finding.message == "positions turn at other frequencies"
+
+
+@pytest.mark.parametrize("factor", [1e-45, float("inf")])
+def test_a_scaling_factor_without_a_float32_inverse_is_told(
+    tmp_path: Path, shape: Hyperparameters, factor: float
+) -> None:
+    pair = MetadataPair(FACTOR, GGUFValueType.FLOAT32, float(np.float32(factor)))
+    (finding,) = found_in(good_weights("F32").with_pairs(pair), tmp_path, shape)
+    assert (finding.where, finding.expected, finding.actual) == (FACTOR, "1", str(np.float32(factor)))
+
+
 def test_lost_factors_are_told_with_the_tensor_and_no_setting(longrope: Hyperparameters) -> None:
     lost = replace(longrope, rope=replace(longrope.rope, long_factors=None))
     (finding,) = differences(lost, longrope, "phi3")
@@ -168,6 +216,8 @@ WRONG: Mapping[str, tuple[str, Mapping[str, MetadataPair | None], str]] = {
     "context": ("F32", {CONTEXT: u32(CONTEXT, 4096)}, CONTEXT),
     "no context": ("F32", {CONTEXT: None}, CONTEXT),
     "head size": ("F32", {KEY_LENGTH: u32(KEY_LENGTH, 16), VALUE_LENGTH: u32(VALUE_LENGTH, 16)}, KEY_LENGTH),
+    "key length": ("F32", {KEY_LENGTH: u32(KEY_LENGTH, 64)}, KEY_LENGTH),
+    "value length": ("F32", {VALUE_LENGTH: u32(VALUE_LENGTH, 64)}, VALUE_LENGTH),
     "linear scaling": ("F32", {FACTOR: f32(FACTOR, 4)}, FACTOR),
     "yarn": ("F32", {SCALING: text(SCALING, "yarn")}, SCALING),
     "scaling type of another type": ("F32", {SCALING: u32(SCALING, 1)}, SCALING),
@@ -252,10 +302,21 @@ def runs_with(sides: Sides) -> Hyperparameters:
     return sides.found.hyperparameters
 
 
-def test_a_value_that_cannot_be_put_right_ends_the_reading(tmp_path: Path) -> None:
-    """Keys and values of other lengths: without the one key the other one is wrong still."""
+def test_keys_and_values_of_other_lengths_are_both_told(tmp_path: Path) -> None:
     good = good_file("F32")
     changes = {KEY_LENGTH: u32(KEY_LENGTH, 16), VALUE_LENGTH: u32(VALUE_LENGTH, 64)}
     sides = open_sides(good.folder, with_changes(good.path, tmp_path / "wrong.gguf", changes))
-    assert METADATA_ID in {finding.id for finding in sides.findings}
+    assert [(finding.id, finding.where) for finding in sides.findings] == [
+        (METADATA_ID, KEY_LENGTH),
+        (METADATA_ID, VALUE_LENGTH),
+    ]
+    assert runs_with(sides).head_size == sides.source.hyperparameters.head_size
+
+
+def test_a_value_that_cannot_be_put_right_ends_the_reading(tmp_path: Path) -> None:
+    """With fewer heads the right length of a key does not go with the length that values have without their key."""
+    good = good_file("F32")
+    changes = {KEY_LENGTH: u32(KEY_LENGTH, 32), HEADS: u32(HEADS, 4)}
+    sides = open_sides(good.folder, with_changes(good.path, tmp_path / "wrong.gguf", changes))
+    assert [(finding.id, finding.where) for finding in sides.findings] == [(METADATA_ID, KEY_LENGTH)]
     assert runs_with(sides) == sides.source.hyperparameters

@@ -81,6 +81,17 @@ def test_tensors_in_an_order_that_llama_cpp_refuses_are_told(tmp_path: Path) -> 
     assert not outcome.is_right
 
 
+@pytest.mark.parametrize("qtype", ["F16", "BF16"])
+def test_a_norm_that_llama_cpp_cannot_compute_with_is_told(qtype: str, tmp_path: Path) -> None:
+    good = good_weights("BF16")  # whose norms both types hold exactly enough
+    exact = good.exact["blk.1.ffn_norm.weight"]
+    tensor = encoded(exact, exact.shape, GGMLQuantizationType[qtype])
+    path = tmp_path / "wrong.gguf"
+    changed = good.with_tensor("blk.1.ffn_norm.weight", tensor)
+    outcome = verify(good_file("BF16").folder, write_weight_file(path, changed.pairs.values(), changed.tensors), ASKED)
+    assert [(finding.code, finding.where) for finding in outcome.findings] == [("wrong-type", "blk.1.ffn_norm.weight")]
+
+
 def test_a_folder_that_contradicts_itself_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     folder = copy_of_tiny(tmp_path / "model")
     edit_json(folder / "config.json", lambda data: data.update(tie_word_embeddings=True))
