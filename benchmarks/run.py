@@ -1,10 +1,10 @@
-"""Every measurement with one command: the codecs and, given a model, the whole conversion, on one core and on two.
+"""Every measurement with one command: the codecs and, given a model, converting and verifying it.
 
     python -m benchmarks.run [--model MODEL_DIR] [--peer PATH] [--exact] [--quick] [--json FOLDER]
 
-Runs benchmarks.codecs, then benchmarks.convert if there is a model, then with --exact benchmarks.exactness, each in a
-process of its own; their docstrings say what they measure, and their own options do more. Exits with 1 when
-something differs from llama.cpp.
+Runs benchmarks.codecs, then benchmarks.convert and benchmarks.verify_model if there is a model, then with --exact
+benchmarks.exactness, each in a process of its own; their docstrings say what they measure, and their own options do
+more. Exits with 1 when something differs from llama.cpp, or from the model.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def commands(arguments: argparse.Namespace) -> dict[str, list[str]]:
         peer = ["--peer", str(arguments.peer.resolve())] if arguments.peer else []
         found["convert"] = [str(arguments.model.resolve()), *cores, *peer]
         found["convert"] += ["--runs", "1", "--types", "Q4_K_M"] if arguments.quick else []
+        found["verify_model"] = [str(arguments.model.resolve()), *(["--peers", ""] if arguments.quick else [])]
     if arguments.json:
         for name, options_of_it in found.items():
             options_of_it += ["--json", str((arguments.json / f"{name}.json").resolve())]

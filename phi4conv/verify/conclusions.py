@@ -110,8 +110,8 @@ def moved_codes(errors: Sequence[PartError]) -> Iterator[Finding]:
             "weights/moved-codes",
             Severity.WARN,
             "moved-codes",
-            f"in {len(moved)} of {len(shares)} quantized tensors codes are not the nearest to the source's weights, up to "
-            f"{percent(most)} of them, as llama.cpp's are with any importance matrix: the file was made from other "
+            f"in {len(moved)} of {len(shares)} quantized tensors codes are not the nearest to the source's weights, up "
+            f"to {percent(most)} of them, as llama.cpp's are with any importance matrix: the file was made from other "
             "weights (another checkpoint or training step, a quantized file), or by a tool that adjusts codes",
             where=listed(moved, SHOWN_TENSORS),
             expected="the nearest codes",
