@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from phi4conv.reference.file_hyperparameters import PHI3
 from phi4conv.reference.parts import Model, Part
 from phi4conv.reference.run import Runner, RunSettings
 from phi4conv.reference.side_by_side import LayerErrors, Passage, own_error, run_layer_on
+from phi4conv.verify.hyperparameters import differences
 
 # Wrong layers that are looked into: every trial reads the layer again, and a fault of all layers shows in the first.
 MOST_BLAMED = 3
@@ -101,7 +103,7 @@ class LayerBlame:
         tensors = dict.fromkeys(part.tensor for part in self.file.layer(index).values())
         wrong = tuple(tensor for tensor in tensors if tensor in self.suspects)
         models = {names: self._with(index, names) for names in [*((tensor,) for tensor in tensors), wrong] if names}
-        if self.file.hyperparameters != self.source.hyperparameters:
+        if any(differences(self.file.hyperparameters, self.source.hyperparameters, PHI3)):
             # By themselves, and with all that is wrong besides.
             for names in dict.fromkeys([(), wrong]):
                 exchanged = (METADATA, *names)

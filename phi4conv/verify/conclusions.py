@@ -26,6 +26,9 @@ SHOWN_TENSORS = 3
 # The share of codes, among those of a tensor that were looked at, that may be moved: of ggml's own none are.
 MOVED = 0.002
 
+# The same for a checkpoint in F32, which llama.cpp's two steps round to BF16 first: 0.021 was measured for Q8_0.
+MOVED_FROM_F32 = 0.03
+
 
 class Roots:
     """Root findings, each with the tensors that it is about, and what is found to follow from them."""
@@ -78,10 +81,12 @@ def conclude(sides: Sides, asked: Sequence[Finding], outcome: Outcome, threshold
         place = roots.follow if misshapen.issuperset(recognition.tensors) else roots.add
         place(weight_finding(recognition), recognition.tensors)
     if not recognized:
-        for finding in moved_codes(outcome.tensors):
+        for finding in moved_codes(outcome.tensors, MOVED_FROM_F32 if sides.checkpoint.dtype == "F32" else MOVED):
             roots.add(finding)
+    # Both sides run the same arithmetic: with the same weights and values only rounding is left to differ.
+    certain = roots.failed
     for blamed in outcome.blamed:
-        roots.follow(layer_finding(blamed), blamed.culprits)
+        roots.follow(layer_finding(blamed, certain=certain), blamed.culprits)
     # What is missing or cannot be used was run as the source has it, and is no cause.
     causes = {tensor for recognition in recognized for tensor in recognition.tensors}
     causes |= {finding.where for finding in sides.findings if finding.id == HEAD_ID}
@@ -100,10 +105,10 @@ def recognitions(sides: Sides, errors: Sequence[PartError]) -> Sequence[Recognit
     return recognize_all(suspects, sides.found, sides.source) if suspects else ()
 
 
-def moved_codes(errors: Sequence[PartError]) -> Iterator[Finding]:
+def moved_codes(errors: Sequence[PartError], limit: float) -> Iterator[Finding]:
     """A warning where most matrices have codes that no encoder of ggml's gives for these weights."""
     shares = {error.tensor: error.expectation.moved for error in errors if error.expectation.moved is not None}
-    moved = {tensor: share for tensor, share in shares.items() if share > MOVED}
+    moved = {tensor: share for tensor, share in shares.items() if share > limit}
     if moved and 2 * len(moved) > len(shares):
         most = max(moved.values())
         yield Finding(
@@ -134,17 +139,18 @@ def weight_finding(recognition: Recognition) -> Finding:
     )
 
 
-def layer_finding(blamed: Blamed) -> Finding:
-    """A layer whose work is off by more than its types explain, and what mends it."""
+def layer_finding(blamed: Blamed, *, certain: bool) -> Finding:
+    """A layer whose work is off by more than its types explain, and what mends it; a warning where that is not sure."""
     culprits = blamed.culprits
     left = blamed.trials[culprits]
     names = listed(culprits, SHOWN_TENSORS)
     then = "right" if left <= blamed.explained else f"{percent(left)} off"
+    excuse = "" if certain else "; no tensor is wrong: this model bears the rounding of its types worse than most"
     return Finding(
         LAYER,
-        Severity.FAIL,
+        Severity.FAIL if certain else Severity.WARN,
         "unexplained",
-        f"layer {blamed.index} works differently from the source's; with the source's {names} it is {then}",
+        f"layer {blamed.index} works differently from the source's; with the source's {names} it is {then}{excuse}",
         where=", ".join(culprits),
         expected=f"what it adds is at most {percent(blamed.explained)} off, by its types",
         actual=f"{percent(blamed.error)} off",

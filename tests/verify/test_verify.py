@@ -22,14 +22,15 @@ from phi4conv.errors import CheckpointError, EngineError, FormatError
 from phi4conv.gguf_file.layout import f32, u32
 from phi4conv.phi3 import ConversionOptions
 from phi4conv.progress import Silent
-from phi4conv.verify import Verification, VerifyOptions, verify
+from phi4conv.verify import Verification, VerifyOptions, explained, verify
 from phi4conv.verify.prompts import PromptOptions
-from phi4conv.verify.report import weights_are_right
 from phi4conv.verify.thresholds import DEFAULTS, Thresholds
 
 pytest.importorskip("torch", reason="verify runs models with torch")
 
 import torch
+
+from phi4conv.verify.report import weights_are_right
 
 ASKED = PromptOptions(prompts=("Tell me a joke.",))
 QUICK = VerifyOptions(asked=ASKED)
@@ -382,3 +383,12 @@ def test_the_json_of_what_is_wrong_everywhere_is_json(tmp_path: Path, good: Weig
         good = good.with_tensor(name, encoded(good.exact[name] * np.nan, tensor.shape, tensor.qtype))
     document = verification_document(verify(TINY, write(good, tmp_path), QUICK))
     json.dumps(document, allow_nan=False)
+
+
+def test_a_layer_beyond_its_types_is_a_warning_where_nothing_else_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(explained, "MARGIN", 0.01)
+    good = good_file("Q4_K_M")
+    outcome = verify(good.folder, good.path, QUICK)
+    assert outcome.is_right
+    assert {(finding.severity, finding.code) for finding in outcome.findings} == {(Severity.WARN, "unexplained")}
+    assert "no tensor is wrong" in outcome.findings[0].message
