@@ -30,6 +30,8 @@ from phi4conv.convert import convert
 from phi4conv.gguf_file.layout import text, u32
 from phi4conv.phi3 import ConversionOptions
 
+pytestmark = pytest.mark.slow  # together they take a minute; a fault of each kind is in test_blame.py
+
 WIDEST = 100
 ASK = ("--prompt", "Tell me a joke.")
 UP = "blk.2.ffn_up.weight"

@@ -35,6 +35,8 @@ from phi4conv.reference.tensor_error import PartError, part_error, part_errors
 from phi4conv.reference.tensor_screen import FLOAT_TYPES, Place
 from phi4conv.rows import RowSource, SlicedRows
 
+pytestmark = pytest.mark.slow  # together they take a minute; a fault of each kind is in test_blame.py
+
 QUANTIZED = tuple(CODES)
 K_QUANTS = (Type.Q2_K, Type.Q3_K, Type.Q4_K, Type.Q5_K, Type.Q6_K)
 ROWS, WIDTH = 48, 1024

@@ -29,6 +29,8 @@ from phi4conv.verify.prompts import PromptOptions
 
 pytest.importorskip("torch", reason="verify runs models with torch")
 
+pytestmark = pytest.mark.slow  # together they take a minute; a fault of each kind is in test_blame.py
+
 MIXES = tuple(name for name, file_type in FILE_TYPES.items() if file_type.qtype.name.endswith("_K"))
 ONE_OF_EACH = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 IMPORTANCE_KINDS = (*IMPORTANCE, MEASURED)

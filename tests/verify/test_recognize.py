@@ -21,6 +21,8 @@ from phi4conv.reference.source_model import source_model
 from phi4conv.rows import SlicedRows, StackedRows, row_count
 from phi4conv.verify.recognize import Recognition, recognize, recognize_all
 
+pytestmark = pytest.mark.slow  # together they take a minute; a fault of each kind is in test_blame.py
+
 TYPE = GGMLQuantizationType
 TYPES = (TYPE.F32, TYPE.Q8_0, TYPE.Q4_K, TYPE.Q2_K)
 KV_HEADS, HEAD_SIZE = 2, 32

@@ -23,6 +23,8 @@ from phi4conv.reference.file_model import file_model
 from phi4conv.reference.source_model import source_model
 from phi4conv.verify.recognize import Recognition, recognize
 
+pytestmark = pytest.mark.slow  # together they take a minute; a fault of each kind is in test_blame.py
+
 DOWN, HEAD = "blk.3.ffn_down.weight", "output.weight"
 HEADS, KV_HEADS = 8, 2
 FILE_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_K_M", "Q2_K")

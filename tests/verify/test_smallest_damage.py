@@ -20,6 +20,8 @@ from phi4conv.phi3 import ConversionOptions
 from phi4conv.reference.file_model import file_model
 from phi4conv.reference.tensor_error import PartError, part_errors
 
+pytestmark = pytest.mark.slow  # together they take a minute; a fault of each kind is in test_blame.py
+
 Generator = np.random.Generator
 
 TENSORS = (

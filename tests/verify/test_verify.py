@@ -32,6 +32,8 @@ import torch
 
 from phi4conv.verify.report import weights_are_right
 
+pytestmark = pytest.mark.slow  # together they take a minute; a fault of each kind is in test_blame.py
+
 ASKED = PromptOptions(prompts=("Tell me a joke.",))
 QUICK = VerifyOptions(asked=ASKED)
 BASE, WINDOW = "phi3.rope.freq_base", "phi3.attention.sliding_window"

@@ -19,6 +19,8 @@ from phi4conv.arrays import Floats
 from phi4conv.errors import FormatError
 from phi4conv.reference.llama_cpp import LlamaCpp
 
+pytestmark = pytest.mark.slow  # together they take a minute; a fault of each kind is in test_blame.py
+
 # Values of n_ctx: the small Phi-4-mini takes its short factors for the first, its long ones for the second.
 CONTEXTS = (MINI_ORIGINAL_CONTEXT, MINI_CONTEXT)
 ENDS_OF_THE_VOCABULARY = (0, 1, 1022, 1023)
